@@ -1,0 +1,121 @@
+"""Concept vocabularies: names with one classifier column each, in the space of the embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tokenize_anything.checkpoints import write_safetensors
+from tokenize_anything.published_format import load_published_concepts
+
+FORMAT = "tokenize_anything.concepts"
+
+
+@dataclass(frozen=True)
+class ConceptVocabulary:
+    """K names and their classifier weights (paper section 3.2).
+
+    names: K different strings.
+    weights: (D,K) float32. A column is the L2-normalised text embedding of the concept times the
+        logit scale, so that softmax(normalise(embedding) @ weights) is the concept distribution.
+    """
+
+    names: tuple[str, ...]
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        if self.weights.ndim != 2 or self.weights.shape[1] != len(self.names):
+            raise ValueError(
+                f"weights: expected (D, K) with K = {len(self.names)} names, "
+                f"got {tuple(self.weights.shape)}"
+            )
+        if not self.names:
+            raise ValueError("names: expected at least one concept, got none")
+        if len(set(self.names)) != len(self.names):
+            twice = sorted({name for name in self.names if self.names.count(name) > 1})
+            raise ValueError(f"names: expected different names, got {twice[:5]} more than once")
+        if not torch.isfinite(self.weights).all():
+            raise ValueError("weights: expected finite numbers, got NaN or infinity")
+        object.__setattr__(self, "weights", self.weights.detach().float())
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def from_text_embeddings(
+        cls, names: Sequence[str], embeddings: Tensor, *, logit_scale: float = 100.0
+    ) -> ConceptVocabulary:
+        """Make a vocabulary from (K,D) text embeddings, one for each name."""
+        columns = F.normalize(embeddings.float(), dim=-1) * logit_scale
+        return cls(tuple(names), columns.transpose(0, 1).contiguous())
+
+    def log_probs(self, semantic_embeddings: Tensor) -> Tensor:
+        """Log-probabilities (…,K) float32 of semantic embeddings (…,D)."""
+        if semantic_embeddings.shape[-1] != self.weights.shape[0]:
+            raise ValueError(
+                f"semantic_embeddings: expected last axis D = {self.weights.shape[0]}, the space of "
+                f"this vocabulary, got {semantic_embeddings.shape[-1]}; use the concepts that belong "
+                "to the model"
+            )
+        unit = F.normalize(semantic_embeddings.float(), dim=-1)
+        return F.log_softmax(unit @ self.weights.to(unit.device), dim=-1)
+
+    def top_k(self, semantic_embeddings: Tensor, k: int) -> tuple[list[list[str]], Tensor]:
+        """Best k concepts of (R,D) embeddings: R lists of names, scores (R,k) in [0, 1].
+
+        `k` larger than the vocabulary gives the whole vocabulary.
+        """
+        if k < 1:
+            raise ValueError(f"top_k: expected at least 1, got {k}")
+        scores, indices = self.log_probs(semantic_embeddings).exp().topk(min(k, len(self)), dim=-1)
+        return [[self.names[index] for index in row] for row in indices.tolist()], scores
+
+    def subset(self, names: Sequence[str]) -> ConceptVocabulary:
+        """Keep only `names`, in the order given.
+
+        Raises:
+            ValueError: a name that this vocabulary does not hold.
+        """
+        position = {name: index for index, name in enumerate(self.names)}
+        unknown = [name for name in names if name not in position]
+        if unknown:
+            raise ValueError(
+                f"concepts: {unknown[:5]} not among the {len(self)} names of this vocabulary; a new "
+                "name needs the text encoder that made the vocabulary"
+            )
+        return ConceptVocabulary(tuple(names), self.weights[:, [position[name] for name in names]])
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        metadata = {"format": FORMAT, "names": json.dumps(self.names)}
+        write_safetensors(path, {"weights": self.weights.contiguous()}, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ConceptVocabulary:
+        """Read what `save` wrote, or a published `.pkl` of [weights, names].
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a concept file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"concepts: no file at {path}")
+        if path.suffix == ".pkl":
+            names, weights = load_published_concepts(path)
+            return cls(tuple(names), torch.from_numpy(weights))
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(f"concepts: {path} is not a concept file of this library")
+                return cls(tuple(json.loads(metadata["names"])), file.get_tensor("weights"))
+        except SafetensorError as error:
+            raise ValueError(f"concepts: {path} is damaged or not safetensors: {error}") from error

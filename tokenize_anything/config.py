@@ -1,0 +1,196 @@
+"""Model configuration: the numbers that define a TAP model, and the named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal
+
+NUM_MASK_SLOTS = 4
+
+
+class PointLabel(IntEnum):
+    """What a prompt point means (paper section 3.2)."""
+
+    BACKGROUND = 0
+    FOREGROUND = 1
+    TOP_LEFT = 2
+    BOTTOM_RIGHT = 3
+    PADDING = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelConfig:
+    """Preprocessing facts of a set of weights; they travel with the weights.
+
+    `mean` and `std` are in 0..255 units and listed in `channel_order`, the order in which the
+    model's first convolution expects its channels.
+    """
+
+    mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
+    std: tuple[float, float, float] = (57.375, 57.12, 58.395)
+    channel_order: Literal["BGR", "RGB"] = "BGR"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", _as_triple("mean", self.mean))
+        object.__setattr__(self, "std", _as_triple("std", self.std))
+        if min(self.std) <= 0:
+            raise ValueError(f"std: expected three positive numbers, got {self.std}")
+        if self.channel_order not in ("BGR", "RGB"):
+            raise ValueError(f"channel_order: expected 'BGR' or 'RGB', got {self.channel_order!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TAPConfig:
+    """Sizes of one TAP model (paper section 3.2 and table 3).
+
+    Letters of the shape alphabet: `decoder_dim` is C, `semantic_dim` is D, `vocabulary_size` is V.
+    `max_text_length` counts the visual token, so at most `max_text_length - 2` new tokens follow
+    the start token.
+    """
+
+    image_size: int = 1024
+    patch_size: int = 16
+    window_size: int = 16
+    encoder_dim: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    encoder_mlp_dim: int = 3072
+    decoder_dim: int = 256
+    decoder_depth: int = 2
+    decoder_mlp_dim: int = 2048
+    semantic_dim: int = 1024
+    text_dim: int = 512
+    text_depth: int = 12
+    text_mlp_dim: int = 2048
+    vocabulary_size: int = 32000
+    max_text_length: int = 40
+    pixels: PixelConfig = dataclasses.field(default_factory=PixelConfig)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be a positive integer, got {value!r}"
+            for name, value in self._sizes().items()
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1
+        ]
+        if not problems:
+            problems = self._cross_field_problems()
+        if problems:
+            raise ValueError("TAPConfig: " + "; ".join(problems))
+
+    def _sizes(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pixels"}
+
+    def _cross_field_problems(self) -> list[str]:
+        rules = [
+            (self.image_size % (self.patch_size * self.window_size) == 0,
+             f"image_size must be a multiple of patch_size * window_size = "
+             f"{self.patch_size * self.window_size}, got {self.image_size}"),
+            (self.encoder_dim % self.encoder_heads == 0,
+             f"encoder_dim must be a multiple of encoder_heads, got {self.encoder_dim} and "
+             f"{self.encoder_heads}"),
+            (self.encoder_depth % 4 == 0, f"encoder_depth must be a multiple of 4, got {self.encoder_depth}"),
+            (self.decoder_dim % 32 == 0, f"decoder_dim must be a multiple of 32, got {self.decoder_dim}"),
+            (self.text_dim % 64 == 0, f"text_dim must be a multiple of 64, got {self.text_dim}"),
+            (self.max_text_length >= 3, f"max_text_length must be at least 3, got {self.max_text_length}"),
+        ]  # fmt: skip
+        return [message for holds, message in rules if not holds]
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the feature grid, h = w."""
+        return self.image_size // self.patch_size
+
+    @property
+    def decoder_heads(self) -> int:
+        """Heads of the image decoder: 32 channels each in self-attention, 16 in cross-attention."""
+        return self.decoder_dim // 32
+
+    @property
+    def text_heads(self) -> int:
+        """Heads of the text decoder, 64 channels each."""
+        return self.text_dim // 64
+
+    def to_json(self) -> str:
+        """Serialise; `from_json` reads it back."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> TAPConfig:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, an unknown key, or sizes that do not fit together.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"config: expected JSON, got {text[:60]!r} ({error})") from error
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TAPConfig:
+        """Build from plain values; unknown keys are errors."""
+        values = dict(values)
+        pixels = values.pop("pixels", {})
+        _refuse_unknown_keys(values, cls, "config")
+        _refuse_unknown_keys(pixels, PixelConfig, "config.pixels")
+        return cls(**values, pixels=PixelConfig(**pixels))
+
+
+def _as_triple(name: str, values: Any) -> tuple[float, float, float]:
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != 3:
+        raise ValueError(f"{name}: expected 3 numbers, one per channel, got {len(numbers)}")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _refuse_unknown_keys(values: Mapping[str, Any], kind: type, where: str) -> None:
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{where}: unknown keys {unknown}; known keys are {sorted(known)}")
+
+
+def tap_tiny() -> TAPConfig:
+    """The built-in model: trained on a laptop, shipped inside the package."""
+    return TAPConfig(
+        image_size=512,
+        encoder_dim=192,
+        encoder_depth=12,
+        encoder_heads=3,
+        encoder_mlp_dim=768,
+        decoder_dim=128,
+        decoder_mlp_dim=512,
+        semantic_dim=384,
+        text_dim=256,
+        text_depth=4,
+        text_mlp_dim=1024,
+        vocabulary_size=8000,
+    )
+
+
+def tap_vit_b() -> TAPConfig:
+    """ViT-B of the paper, 174.5 M parameters."""
+    return TAPConfig()
+
+
+def tap_vit_l() -> TAPConfig:
+    """ViT-L of the paper, 399.3 M parameters."""
+    return TAPConfig(encoder_dim=1024, encoder_depth=24, encoder_heads=16, encoder_mlp_dim=4096)
+
+
+def tap_vit_h() -> TAPConfig:
+    """ViT-H, published with the v1.1 weights, 735.8 M parameters."""
+    return TAPConfig(encoder_dim=1280, encoder_depth=32, encoder_heads=16, encoder_mlp_dim=5120)
+
+
+PRESETS: Mapping[str, Callable[[], TAPConfig]] = {
+    "tap_tiny": tap_tiny,
+    "tap_vit_b": tap_vit_b,
+    "tap_vit_l": tap_vit_l,
+    "tap_vit_h": tap_vit_h,
+}

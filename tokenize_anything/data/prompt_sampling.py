@@ -1,0 +1,153 @@
+"""Training prompts from masks: a box or a click first, then corrections (paper section 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenize_anything.config import PointLabel
+
+PADDING_COORD = -0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSamplingConfig:
+    """How prompts are drawn.
+
+    box_probability: how often a prompt starts from its box instead of a click.
+    box_noise: standard deviation of the outward corner shift, as a fraction of the box's side.
+    max_box_shift: largest corner shift, model pixels.
+    max_corrections: most corrective clicks of the second stage.
+    interactive_probability: how often the second stage corrects the first prediction; otherwise
+        it clicks 2 to max_corrections + 1 points of the true mask.
+    """
+
+    box_probability: float = 0.5
+    box_noise: float = 0.1
+    max_box_shift: float = 20.0
+    max_corrections: int = 8
+    interactive_probability: float = 0.5
+
+
+@dataclass(frozen=True)
+class SampledPrompts:
+    """Prompts for R regions: coords_xy (R,N,2) model pixels, labels (R,N), is_box (R,)."""
+
+    coords_xy: Tensor
+    labels: Tensor
+    is_box: Tensor
+
+
+def sample_mask_pixels(masks: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw pixels of each mask, uniformly and without replacement where there are enough.
+
+    Args:
+        masks: (R,m,m) bool, each with at least one True.
+        count: how many.
+
+    Returns:
+        (R,count) int64 flat row-major positions.
+    """
+    flat = masks.flatten(1)
+    noise = torch.rand(flat.shape, generator=generator, device=flat.device)
+    noise = torch.where(flat, noise, -1.0)
+    top = noise.topk(min(count, flat.shape[1]), dim=1).indices
+    available = flat.sum(dim=1, keepdim=True).clamp(min=1)
+    order = torch.arange(count, device=flat.device).expand(len(flat), -1) % available
+    return top.gather(1, order.clamp(max=top.shape[1] - 1))
+
+
+def pixels_to_coords(positions: Tensor, mask_size: int, image_size: int) -> Tensor:
+    """Flat positions (R,n) in an m×m mask to (R,n,2) x, y pixels of the S×S model frame."""
+    ratio = image_size / mask_size
+    xy = torch.stack([positions % mask_size, positions // mask_size], dim=-1)
+    return (xy + 0.5) * ratio - 0.5
+
+
+def jitter_boxes(
+    boxes_xyxy: Tensor, config: PromptSamplingConfig, generator: torch.Generator
+) -> Tensor:
+    """Move the corners of (R,4) boxes outward by half-normal noise; never inward."""
+    sides = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).repeat(1, 2)
+    noise = torch.randn(
+        boxes_xyxy.shape, generator=generator, device=boxes_xyxy.device, dtype=boxes_xyxy.dtype
+    )
+    limit = config.max_box_shift
+    shift = (noise * sides * config.box_noise).clamp(-limit, limit)
+    return boxes_xyxy + torch.cat([shift[:, :2].clamp(max=0), shift[:, 2:].clamp(min=0)], dim=1)
+
+
+@dataclass(frozen=True)
+class PromptSampler:
+    """Draws both stages of prompts for regions with masks (R,m,m) in an S×S model frame."""
+
+    image_size: int
+    config: PromptSamplingConfig
+
+    def first(
+        self, boxes_xyxy: Tensor, masks: Tensor, is_box: Tensor, generator: torch.Generator
+    ) -> SampledPrompts:
+        """Two points per region: jittered corners where `is_box`, else a click and a pad.
+
+        A region without mask pixels always starts from its box.
+        """
+        is_box = is_box | ~masks.flatten(1).any(dim=1)
+        corners = jitter_boxes(boxes_xyxy, self.config, generator).reshape(-1, 2, 2)
+        clicks = self._clicks(masks, 1, generator)
+        clicks = torch.cat([clicks, torch.full_like(clicks, PADDING_COORD)], dim=1)
+        coords = torch.where(is_box[:, None, None], corners, clicks)
+        box_labels = torch.tensor([PointLabel.TOP_LEFT, PointLabel.BOTTOM_RIGHT], device=masks.device)
+        click_labels = torch.tensor([PointLabel.FOREGROUND, PointLabel.PADDING], device=masks.device)
+        labels = torch.where(is_box[:, None], box_labels, click_labels)
+        return SampledPrompts(coords, labels, is_box)
+
+    def corrections(
+        self, first: SampledPrompts, predicted: Tensor, masks: Tensor, generator: torch.Generator
+    ) -> SampledPrompts:
+        """The first prompt plus 1 to 8 clicks where `predicted` and `masks` differ.
+
+        Args:
+            predicted: (R,m,m) bool masks of the first stage.
+            masks: (R,m,m) bool truth. Where both agree everywhere, the clicks fall on the truth.
+        """
+        count = self._draw_count(1, self.config.max_corrections, generator)
+        errors = predicted ^ masks
+        has_error = errors.flatten(1).any(dim=1)
+        source = torch.where(has_error[:, None, None], errors, masks)
+        positions = sample_mask_pixels(source, count, generator)
+        clicks = pixels_to_coords(positions, masks.shape[-1], self.image_size)
+        labels = masks.flatten(1).gather(1, positions).long()
+        is_empty = ~source.flatten(1).any(dim=1)
+        clicks = torch.where(is_empty[:, None, None], PADDING_COORD, clicks)
+        labels = torch.where(is_empty[:, None], PointLabel.PADDING, labels)
+        return self._append(first, clicks, labels)
+
+    def clicks(self, masks: Tensor, generator: torch.Generator) -> SampledPrompts:
+        """2 to 9 clicks on the truth and a pad: the non-interactive second stage."""
+        count = self._draw_count(2, self.config.max_corrections + 1, generator)
+        coords = self._clicks(masks, count, generator)
+        labels = torch.full(coords.shape[:2], PointLabel.FOREGROUND, device=masks.device)
+        is_empty = ~masks.flatten(1).any(dim=1)
+        labels = torch.where(is_empty[:, None], PointLabel.PADDING, labels)
+        coords = torch.cat([coords, torch.full_like(coords[:, :1], PADDING_COORD)], dim=1)
+        labels = torch.cat([labels, torch.full_like(labels[:, :1], PointLabel.PADDING)], dim=1)
+        return SampledPrompts(coords, labels, torch.zeros_like(is_empty))
+
+    def _clicks(self, masks: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        positions = sample_mask_pixels(masks, count, generator)
+        return pixels_to_coords(positions, masks.shape[-1], self.image_size)
+
+    def _append(self, first: SampledPrompts, clicks: Tensor, labels: Tensor) -> SampledPrompts:
+        """Corners then clicks; or first click, clicks, and the pad last."""
+        coords = torch.cat([first.coords_xy, clicks], dim=1)
+        all_labels = torch.cat([first.labels, labels], dim=1)
+        order = torch.arange(coords.shape[1], device=coords.device)
+        pad_last = torch.cat([order[:1], order[2:], order[1:2]])
+        order = torch.where(first.is_box[:, None], order, pad_last)
+        coords = coords.gather(1, order[..., None].expand(-1, -1, 2))
+        return SampledPrompts(coords, all_labels.gather(1, order), first.is_box)
+
+    def _draw_count(self, low: int, high: int, generator: torch.Generator) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=generator, device=generator.device))

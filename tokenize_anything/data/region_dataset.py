@@ -1,0 +1,207 @@
+"""Augmented training samples from annotated photos; every draw follows from (seed, epoch, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from tokenize_anything.config import PixelConfig
+from tokenize_anything.data.augment import (
+    AugmentConfig,
+    Crop,
+    crop_image,
+    crop_mask,
+    draw_crop,
+    jitter_colour,
+)
+from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, RegionBatch, TextTable
+from tokenize_anything.geometry import decode_rle
+
+MIN_VISIBLE = 0.4
+MIN_BOX_SIDE = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSamplingConfig:
+    """Which regions of an image a step looks at.
+
+    regions_per_image: P, drawn with replacement when an image has fewer.
+    mask_stride: masks are kept at image_size / mask_stride.
+    rarity_power: a region is drawn in proportion to (how often its text occurs) ** -rarity_power.
+    whole_image_weight: weight of whole-image captions beside ordinary regions.
+    box_only_weight: weight of regions that have a box and a name but no mask.
+    """
+
+    regions_per_image: int = 8
+    mask_stride: int = 2
+    rarity_power: float = 0.3
+    whole_image_weight: float = 0.1
+    box_only_weight: float = 0.4
+
+
+@dataclass(frozen=True)
+class _Sample:
+    image: np.ndarray
+    boxes_xyxy: np.ndarray
+    masks: np.ndarray
+    has_mask: np.ndarray
+    text_index: np.ndarray
+    index: int
+
+
+@dataclass(eq=False)
+class RegionDataset(Dataset[_Sample]):
+    """Photos with regions, cropped and coloured anew each epoch.
+
+    Index with (epoch, image index), as `EpochSampler` yields them, so that a sample depends on
+    nothing but the seed and its own place: any worker, any restart gives the same one.
+
+    Args:
+        records: annotated images.
+        texts: the text table their regions refer to.
+        image_size: S.
+        keep_images: keep decoded photos in memory.
+    """
+
+    records: Sequence[ImageRecord]
+    texts: TextTable
+    image_size: int
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    sampling: RegionSamplingConfig = field(default_factory=RegionSamplingConfig)
+    pixels: PixelConfig = field(default_factory=PixelConfig)
+    seed: int = 0
+    keep_images: bool = False
+    _cache: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> _Sample:
+        epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        image = self._read(index)
+        for attempt in range(10):
+            crop = draw_crop(rng, *image.shape[:2], self.image_size, self.augment)
+            regions = self._visible_regions(self.records[index].regions, crop)
+            if regions or attempt == 9:
+                break
+        return self._make_sample(image, crop, regions, rng, index)
+
+    def _make_sample(
+        self,
+        image: np.ndarray,
+        crop: Crop,
+        regions: list[tuple[RegionAnnotation, np.ndarray]],
+        rng: np.random.Generator,
+        index: int,
+    ) -> _Sample:
+        count = self.sampling.regions_per_image
+        size = self.image_size // self.sampling.mask_stride
+        boxes = np.tile(np.float32([0, 0, self.image_size, self.image_size]), (count, 1))
+        masks = np.zeros((count, size, size), dtype=bool)
+        has_mask = np.zeros(count, dtype=bool)
+        text_index = np.full(count, -1, dtype=np.int64)
+        for slot, (region, box) in enumerate(self._choose(regions, rng)):
+            boxes[slot], text_index[slot] = box, region.text_index
+            if region.rle is None:
+                continue
+            masks[slot] = crop_mask(decode_rle(region.rle), crop, self.image_size, size)
+            has_mask[slot] = masks[slot].any()
+            if has_mask[slot]:
+                boxes[slot] = _mask_box(masks[slot]) * self.sampling.mask_stride
+        square = crop_image(image, crop, self.image_size, self.pixels)
+        if self.augment.colour:
+            square = jitter_colour(square, rng, self.augment.colour)
+        return _Sample(square, boxes, masks, has_mask, text_index, index)
+
+    def _visible_regions(
+        self, regions: Sequence[RegionAnnotation], crop: Crop
+    ) -> list[tuple[RegionAnnotation, np.ndarray]]:
+        """Regions of which enough lies inside the crop, with their model-frame boxes."""
+        boxes = np.array([region.box_xyxy for region in regions], dtype=np.float64)
+        inside = crop.boxes_to_model(boxes)
+        sides = inside[:, 2:] - inside[:, :2]
+        full = np.prod((boxes[:, 2:] - boxes[:, :2]) * crop.scale, axis=1)
+        visible = np.prod(sides, axis=1) / full.clip(1e-6)
+        needed = np.array([0.9 if region.is_whole_image else MIN_VISIBLE for region in regions])
+        keep = (visible >= needed) & (sides.min(axis=1) >= MIN_BOX_SIDE)
+        return [(regions[i], inside[i].astype(np.float32)) for i in np.flatnonzero(keep)]
+
+    def _choose(
+        self, regions: list[tuple[RegionAnnotation, np.ndarray]], rng: np.random.Generator
+    ) -> list[tuple[RegionAnnotation, np.ndarray]]:
+        if not regions:
+            return []
+        weights = np.array([self._weight(region) for region, _ in regions])
+        count = self.sampling.regions_per_image
+        replace = len(regions) < count
+        picks = rng.choice(len(regions), count, replace=replace, p=weights / weights.sum())
+        return [regions[pick] for pick in picks]
+
+    def _weight(self, region: RegionAnnotation) -> float:
+        if region.is_whole_image:
+            return self.sampling.whole_image_weight
+        weight = self.sampling.box_only_weight if region.rle is None else 1.0
+        if region.text_index < 0:
+            return weight
+        return weight * float(self.texts.counts[region.text_index]) ** -self.sampling.rarity_power
+
+    def _read(self, index: int) -> np.ndarray:
+        if index in self._cache:
+            return self._cache[index]
+        record = self.records[index]
+        image = cv2.imread(str(record.path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise ValueError(f"image: cannot read {record.path}")
+        if image.shape[:2] != (record.height, record.width):
+            raise ValueError(
+                f"image: {record.path} is {image.shape[:2]}, its annotation says "
+                f"{(record.height, record.width)} (height, width)"
+            )
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        if self.keep_images:
+            self._cache[index] = image
+        return image
+
+
+def _mask_box(mask: np.ndarray) -> np.ndarray:
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float32)
+
+
+def collate(samples: Sequence[_Sample]) -> RegionBatch:
+    """Stack samples along B."""
+    return RegionBatch(
+        images=torch.from_numpy(np.stack([sample.image for sample in samples])),
+        boxes_xyxy=torch.from_numpy(np.stack([sample.boxes_xyxy for sample in samples])),
+        masks=torch.from_numpy(np.stack([sample.masks for sample in samples])),
+        has_mask=torch.from_numpy(np.stack([sample.has_mask for sample in samples])),
+        text_index=torch.from_numpy(np.stack([sample.text_index for sample in samples])),
+        indices=torch.tensor([sample.index for sample in samples]),
+    )
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index) forever, each epoch in its own order; starts at any batch.
+
+    Args:
+        num_samples: size of the data set.
+        seed: of the orders.
+        start: how many samples were already consumed.
+    """
+
+    def __init__(self, num_samples: int, *, seed: int = 0, start: int = 0) -> None:
+        self.num_samples, self.seed, self.start = num_samples, seed, start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, skip = divmod(self.start, self.num_samples)
+        while True:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
+            for index in order[skip:]:
+                yield epoch, int(index)
+            epoch, skip = epoch + 1, 0

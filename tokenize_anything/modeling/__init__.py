@@ -1,0 +1,20 @@
+"""The TAP network: torch only, tensors in the model frame in, tensors out."""
+
+from tokenize_anything.modeling.image_decoder import ImageDecoder, RegionOutputs, select_mask_index
+from tokenize_anything.modeling.image_encoder import ImageEncoder
+from tokenize_anything.modeling.prompt_encoder import PromptEncoder
+from tokenize_anything.modeling.tap import TAP
+from tokenize_anything.modeling.text_decoder import KVCache, TextDecoder
+from tokenize_anything.modeling.two_way_transformer import ImageContext
+
+__all__ = [
+    "TAP",
+    "ImageContext",
+    "ImageDecoder",
+    "ImageEncoder",
+    "KVCache",
+    "PromptEncoder",
+    "RegionOutputs",
+    "TextDecoder",
+    "select_mask_index",
+]

@@ -1,0 +1,84 @@
+"""TAP: image encoder, prompt encoder, image decoder and text decoder, composed (paper figure 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tokenize_anything.config import PointLabel, TAPConfig
+from tokenize_anything.modeling.image_decoder import ImageDecoder, RegionOutputs
+from tokenize_anything.modeling.image_encoder import ImageEncoder
+from tokenize_anything.modeling.prompt_encoder import PromptEncoder
+from tokenize_anything.modeling.text_decoder import TextDecoder
+from tokenize_anything.modeling.two_way_transformer import ImageContext
+
+
+class TAP(nn.Module):
+    """The network. Tensors in, tensors out; pixels and coordinates are in the model frame.
+
+    Args:
+        config: sizes.
+        drop_path: stochastic depth of the last encoder block; earlier ones ramp up to it.
+        decoder_dropout: dropout of the image decoder.
+        text_dropout: dropout of the text decoder.
+    """
+
+    def __init__(
+        self,
+        config: TAPConfig,
+        *,
+        drop_path: float = 0.0,
+        decoder_dropout: float = 0.0,
+        text_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config, drop_path)
+        self.prompt_encoder = PromptEncoder(config.decoder_dim, config.image_size)
+        self.image_decoder = ImageDecoder(config, decoder_dropout)
+        self.text_decoder = TextDecoder(config, text_dropout)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(B,3,S,S) normalised pixels to image_features (B,C,h,w)."""
+        return self.image_encoder(pixels)
+
+    def encode_prompts(self, coords_xy: Tensor, labels: Tensor) -> Tensor:
+        """(R,N,2) model-frame pixels and (R,N) labels to point_embeddings (R,N,C)."""
+        return self.prompt_encoder(coords_xy, labels)
+
+    def prepare_regions(self, image_features: Tensor) -> ImageContext:
+        """Make images (B,C,h,w) ready for any number of `decode_regions` calls."""
+        grid_encoding = self.prompt_encoder.encode_grid(*image_features.shape[-2:])
+        return self.image_decoder.prepare(image_features, grid_encoding)
+
+    def decode_regions(
+        self, context: ImageContext, coords_xy: Tensor, labels: Tensor, *, all_slots: bool = True
+    ) -> RegionOutputs:
+        """Decode prompts; all images carry the same number of prompts.
+
+        Args:
+            context: B images, from `prepare_regions`.
+            coords_xy: (B,P,N,2) model-frame pixels.
+            labels: (B,P,N) point labels 0..4.
+            all_slots: False computes the mask of the routed slot only.
+
+        Returns:
+            RegionOutputs of R = B * P regions, image-major.
+        """
+        point_embeddings = self.encode_prompts(coords_xy, labels)
+        is_box = labels[..., 0] == PointLabel.TOP_LEFT
+        return self.image_decoder(context, point_embeddings, is_box, all_slots=all_slots)
+
+    def score_captions(self, semantic_tokens: Tensor, token_ids: Tensor) -> Tensor:
+        """(R,C) semantic tokens and (R,L) token ids to next-token logits (R,L,V)."""
+        return self.text_decoder(semantic_tokens, token_ids)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return self.image_encoder.pos_embed.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.image_encoder.pos_embed.device

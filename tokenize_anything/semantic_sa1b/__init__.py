@@ -1,0 +1,1 @@
+"""The concept space: which texts mean what, as vectors a model can be taught."""

@@ -1,0 +1,1 @@
+"""Training TAP: stage 1 (masks, IoU, concepts) and stage 2 (captions)."""

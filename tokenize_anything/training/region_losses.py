@@ -1,0 +1,73 @@
+"""The loss of one stage of prompts: masks, IoU and concepts together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenize_anything.concepts import ConceptVocabulary
+from tokenize_anything.modeling import RegionOutputs
+from tokenize_anything.training import losses
+
+
+@dataclass(frozen=True)
+class RegionTargets:
+    """Truth for R regions: masks (R,m,m) bool, has_mask (R,), teacher_log_probs (R,K), has_text (R,)."""
+
+    masks: Tensor
+    has_mask: Tensor
+    teacher_log_probs: Tensor
+    has_text: Tensor
+
+
+@dataclass(frozen=True)
+class RegionLosses:
+    """Scalars of one stage, and the supervised slot of each region."""
+
+    mask: Tensor
+    iou: Tensor
+    concept: Tensor
+    mean_iou: Tensor
+    slot: Tensor
+
+
+def region_losses(
+    outputs: RegionOutputs, targets: RegionTargets, is_box: Tensor, vocabulary: ConceptVocabulary
+) -> RegionLosses:
+    """Compare all outputs of R prompts with their truth.
+
+    Mask and concept losses fall on the supervised slot only (see `supervised_slot`), the IoU
+    regression on all four (mean squared error to the IoU of each thresholded mask).
+    """
+    logits = outputs.mask_logits.float()
+    size = targets.masks.shape[-1]
+    rows = torch.arange(len(outputs), device=logits.device)
+    truth = targets.masks.float()
+    with torch.no_grad():
+        low_truth = F.adaptive_avg_pool2d(truth.unsqueeze(1), logits.shape[-1])
+        slot_losses = losses.mask_loss(logits, low_truth.expand_as(logits))
+        slot = losses.supervised_slot(slot_losses, is_box)
+        full = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
+        actual_iou = losses.mask_iou(full, truth.unsqueeze(1).expand_as(full))
+    chosen = F.interpolate(
+        logits[rows, slot].unsqueeze(1), size=(size, size), mode="bilinear", align_corners=False
+    )
+    mask = _mean_where(losses.mask_loss(chosen[:, 0], truth), targets.has_mask)
+    iou_errors = (outputs.iou_scores - actual_iou).square().mean(dim=1)
+    student = vocabulary.log_probs(outputs.semantic_embeddings[rows, slot])
+    concept = losses.concept_loss(student, targets.teacher_log_probs)
+    return RegionLosses(
+        mask=mask,
+        iou=_mean_where(iou_errors, targets.has_mask),
+        concept=_mean_where(concept, targets.has_text),
+        mean_iou=_mean_where(actual_iou[rows, slot], targets.has_mask),
+        slot=slot,
+    )
+
+
+def _mean_where(values: Tensor, where: Tensor) -> Tensor:
+    weights = where.to(values.dtype)
+    return (values * weights).sum() / weights.sum().clamp(min=1)
