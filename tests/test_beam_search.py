@@ -24,7 +24,6 @@ from tokenize_anything import text_generation
 from tokenize_anything.modeling import TextDecoder
 from tokenize_anything.text_generation import GenerationConfig
 
-
 SMALL_VOCABULARY, SHORT = 4, 4
 
 
@@ -85,10 +84,10 @@ def plain_beam_search(
     return [word for word in best if word != END]
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0, 2.0])
 @pytest.mark.parametrize("num_beams", [2, 3, 7])
 def test_a_narrow_beam_equals_a_plain_beam_search(num_beams: int, length_penalty: float) -> None:
-    decoder, semantic_tokens = make_decoder(), make_semantic_tokens(13)
+    decoder, semantic_tokens = make_decoder(), make_semantic_tokens(7)
     config = GenerationConfig(num_beams=num_beams, length_penalty=length_penalty)
     text = write(decoder, semantic_tokens, config=config)
     for token, words in zip(semantic_tokens, text.token_ids, strict=True):

@@ -43,6 +43,9 @@ def test_special_ids_of_a_trained_model() -> None:
     assert (tokenizer.start_id, tokenizer.end_id) == (BOS, EOS)
     assert tokenizer.vocabulary_size == 43
     assert tokenizer.padding_id == PAD  # no padding piece: the last one stands in
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.to_bytes())
+    assert [processor.id_to_piece(index) for index in range(3)] == ["<unk>", "<s>", "</s>"]
+    assert (processor.unk_id(), processor.pad_id()) == (0, -1)
 
 
 def test_a_padding_piece_is_used_where_the_model_has_one() -> None:

@@ -15,8 +15,12 @@ from tokenize_anything.checkpoints import (
 )
 from tokenize_anything.cli_files import check_outputs
 from tokenize_anything.cli_table import printable
-from tokenize_anything.companions import Companions, find_companions
-from tokenize_anything.concepts import ConceptVocabulary
+from tokenize_anything.companions import (
+    Companions,
+    check_companions,
+    find_companions,
+    read_concepts,
+)
 from tokenize_anything.config import TAPConfig
 from tokenize_anything.published_format import convert_checkpoint
 
@@ -44,7 +48,10 @@ def add_convert_command(commands: Any) -> None:
     parser.add_argument("destination", metavar="DESTINATION", help=".safetensors or .pkl file")
     parser.add_argument("--dtype", default="float16", help="float16 (default), bfloat16 or float32")
     parser.add_argument(
-        "--concepts", metavar="FILE", help="vocabulary to put in, as .safetensors or .pkl"
+        "--concepts",
+        metavar="NAME|FILE",
+        help="vocabulary to put in: merged_2560, lvis_1203, coco_80 (downloaded), or a "
+        ".safetensors or .pkl file",
     )
     parser.add_argument("--text-tokenizer", metavar="FILE", help="SentencePiece model to put in")
     parser.set_defaults(run=run_convert)
@@ -105,7 +112,7 @@ def _collect_companions(
     arguments: argparse.Namespace, source: Path, config: TAPConfig
 ) -> Companions:
     """What the options name, else what belongs to the source."""
-    named = None if arguments.concepts is None else ConceptVocabulary.load(arguments.concepts)
+    named = read_concepts(arguments.concepts)
     own = find_companions(
         arguments.source,
         source,
@@ -113,13 +120,9 @@ def _collect_companions(
         config.vocabulary_size,
         with_concepts=named is None,
     )
-    concepts = named or own.concepts
-    if concepts is not None and concepts.weights.shape[0] != config.semantic_dim:
-        raise ValueError(
-            f"--concepts: expected weights of {config.semantic_dim} rows, the model's semantic "
-            f"width, got {concepts.weights.shape[0]}; use the vocabulary made for it"
-        )
-    return Companions(concepts, own.text_tokenizer)
+    companions = Companions(named or own.concepts, own.text_tokenizer)
+    check_companions(config, companions.concepts, companions.text_tokenizer)
+    return companions
 
 
 def _contents(companions: Companions) -> str:

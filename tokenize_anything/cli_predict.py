@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,10 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--concepts",
-        metavar="FILE",
+        metavar="NAME|FILE",
         help="a .txt file with names of the model's vocabulary, one per line, to choose among; or "
-        "another vocabulary as .safetensors or .pkl",
+        "another vocabulary: merged_2560, lvis_1203, coco_80 (downloaded), or a .safetensors or "
+        ".pkl file",
     )
     group.add_argument(
         "--text-tokenizer",
@@ -146,7 +147,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 
 def _read_concepts(path: str | None) -> str | list[str] | None:
-    """Names from a .txt file; the path of any other."""
+    """The names in a .txt file; any other file or name as it is."""
     if path is None or Path(path).suffix.lower() != ".txt":
         return path
     names = read_lines(Path(path), option="--concepts")
@@ -198,7 +199,18 @@ def _to_json(arguments: argparse.Namespace, named: NamedPrompts, regions: Region
         "prompts": named.to_plain(),
     }
     answer = json.loads(regions.to_json(include_vectors=arguments.vectors))
-    return json.dumps({**question, **answer}, indent=1) + "\n"
+    return _format_json({**question, **answer})
+
+
+def _format_json(content: Mapping[str, Any]) -> str:
+    """JSON with a line for every key, and for every item of a list under it."""
+    entries = []
+    for key, value in content.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(json.dumps(item) for item in value) + "\n ]"
+        entries.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def _encode_picture(picture: np.ndarray, path: Path) -> bytes:

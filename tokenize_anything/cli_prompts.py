@@ -202,8 +202,9 @@ def _to_prompts(region: _Region, height: int, width: int) -> PointPrompts:
     try:
         prompts = _start_prompts(region.option, clicks_xy, labels, height, width)
         prompts.validate_for_image(height, width)
-    except ValueError as error:
-        raise ValueError(f"--{_name(region)}: {error}") from error
+    except (ValueError, FileNotFoundError) as error:
+        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+        raise kind(f"--{_name(region)}: {error}") from error
     return prompts
 
 

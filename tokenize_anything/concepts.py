@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import operator
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +22,7 @@ from tokenize_anything.published_format import load_published_concepts
 FORMAT = "tokenize_anything.concepts"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConceptVocabulary:
     """K names and their classifier weights (paper section 3.2).
 
@@ -31,16 +35,15 @@ class ConceptVocabulary:
     weights: Tensor
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "names", _as_names(self.names))
+        if not isinstance(self.weights, Tensor):
+            kind = type(self.weights).__name__
+            raise TypeError(f"weights: expected a torch tensor (D,K), got {kind}")
         if self.weights.ndim != 2 or self.weights.shape[1] != len(self.names):
             raise ValueError(
                 f"weights: expected (D, K) with K = {len(self.names)} names, "
                 f"got {tuple(self.weights.shape)}"
             )
-        if not self.names:
-            raise ValueError("names: expected at least one concept, got none")
-        if len(set(self.names)) != len(self.names):
-            twice = sorted({name for name in self.names if self.names.count(name) > 1})
-            raise ValueError(f"names: expected different names, got {twice[:5]} more than once")
         if not torch.isfinite(self.weights).all():
             raise ValueError("weights: expected finite numbers, got NaN or infinity")
         object.__setattr__(self, "weights", self.weights.detach().float())
@@ -53,6 +56,11 @@ class ConceptVocabulary:
         cls, names: Sequence[str], embeddings: Tensor, *, logit_scale: float = 100.0
     ) -> ConceptVocabulary:
         """Make a vocabulary from (K,D) text embeddings, one for each name."""
+        if embeddings.ndim != 2 or len(embeddings) != len(names):
+            raise ValueError(
+                f"embeddings: expected (K, D) with K = {len(names)} names, got "
+                f"{tuple(embeddings.shape)}"
+            )
         columns = F.normalize(embeddings.float(), dim=-1) * logit_scale
         return cls(tuple(names), columns.transpose(0, 1).contiguous())
 
@@ -60,9 +68,9 @@ class ConceptVocabulary:
         """Log-probabilities (…,K) float32 of semantic embeddings (…,D)."""
         if semantic_embeddings.shape[-1] != self.weights.shape[0]:
             raise ValueError(
-                f"semantic_embeddings: expected last axis D = {self.weights.shape[0]}, the space of "
-                f"this vocabulary, got {semantic_embeddings.shape[-1]}; use the concepts that belong "
-                "to the model"
+                f"semantic_embeddings: expected last axis D = {self.weights.shape[0]}, the space "
+                f"of this vocabulary, got {semantic_embeddings.shape[-1]}; use the concepts that "
+                "belong to the model"
             )
         unit = F.normalize(semantic_embeddings.float(), dim=-1)
         return F.log_softmax(unit @ self.weights.to(unit.device), dim=-1)
@@ -71,9 +79,12 @@ class ConceptVocabulary:
         """Best k concepts of (R,D) embeddings: R lists of names, scores (R,k) in [0, 1].
 
         `k` larger than the vocabulary gives the whole vocabulary.
+
+        Raises:
+            TypeError: `k` is not a whole number.
+            ValueError: `k` is under 1, or D is not the vocabulary's.
         """
-        if k < 1:
-            raise ValueError(f"top_k: expected at least 1, got {k}")
+        check_top_k(k)
         scores, indices = self.log_probs(semantic_embeddings).exp().topk(min(k, len(self)), dim=-1)
         return [[self.names[index] for index in row] for row in indices.tolist()], scores
 
@@ -87,27 +98,30 @@ class ConceptVocabulary:
         unknown = [name for name in names if name not in position]
         if unknown:
             raise ValueError(
-                f"concepts: {unknown[:5]} not among the {len(self)} names of this vocabulary; a new "
-                "name needs the text encoder that made the vocabulary"
+                f"concepts: {unknown[:5]} not among the {len(self)} names of this vocabulary; a "
+                "new name needs the text encoder that made the vocabulary"
             )
         return ConceptVocabulary(tuple(names), self.weights[:, [position[name] for name in names]])
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""
         metadata = {"format": FORMAT, "names": json.dumps(self.names)}
         write_safetensors(path, {"weights": self.weights.contiguous()}, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> ConceptVocabulary:
+    def load(cls, path: str | os.PathLike[str]) -> ConceptVocabulary:
         """Read what `save` wrote, or a published `.pkl` of [weights, names].
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: not a concept file.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"concepts: no file at {path}")
+            raise FileNotFoundError(
+                f"concepts: no file at {path}; expected one written by ConceptVocabulary.save, or "
+                "a published .pkl"
+            )
         if path.suffix == ".pkl":
             names, weights = load_published_concepts(path)
             return cls(tuple(names), torch.from_numpy(weights))
@@ -115,7 +129,37 @@ class ConceptVocabulary:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise ValueError(f"concepts: {path} is not a concept file of this library")
-                return cls(tuple(json.loads(metadata["names"])), file.get_tensor("weights"))
+                    raise ValueError(
+                        "its header does not say that it holds concepts; expected one written by "
+                        "ConceptVocabulary.save"
+                    )
+                return cls(json.loads(metadata["names"]), file.get_tensor("weights").clone())
         except SafetensorError as error:
-            raise ValueError(f"concepts: {path} is damaged or not safetensors: {error}") from error
+            raise ValueError(
+                f"concepts: {path} is damaged or not safetensors ({error}); expected a file "
+                "written by ConceptVocabulary.save, or a published .pkl"
+            ) from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"concepts: {path} is not a usable concept file: {error}") from error
+
+
+def check_top_k(top_k: Any) -> None:
+    """Raise TypeError or ValueError unless `top_k` is a whole number of at least 1."""
+    try:
+        count = operator.index(top_k)
+    except TypeError as error:
+        kind = type(top_k).__name__
+        raise TypeError(f"top_k: expected a whole number, got {kind} {top_k!r}") from error
+    if count < 1:
+        raise ValueError(f"top_k: expected at least 1, got {count}")
+
+
+def _as_names(names: Any) -> tuple[str, ...]:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"names: expected a sequence of strings, got {names!r:.60}")
+    if not names:
+        raise ValueError("names: expected at least one concept, got none")
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ValueError(f"names: expected different names, got {twice[:5]} more than once")
+    return tuple(names)

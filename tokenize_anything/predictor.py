@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
@@ -13,49 +11,31 @@ import torch
 from torch import Tensor
 
 from tokenize_anything.build import choose_device, choose_dtype, load_model, locate_checkpoint
-from tokenize_anything.companions import find_companions
-from tokenize_anything.concepts import ConceptVocabulary
-from tokenize_anything.image_transform import (
-    ImageFrame,
-    ImageSource,
-    prepare_images,
-    restore_masks,
+from tokenize_anything.companions import (
+    ConceptSource,
+    check_companions,
+    check_tokenizer_source,
+    find_companions,
+    pick_concepts,
+    read_concepts,
 )
+from tokenize_anything.concepts import ConceptVocabulary, check_top_k
+from tokenize_anything.geometry import to_numpy
+from tokenize_anything.image_transform import ImageSource, load_image, prepare_images
 from tokenize_anything.modeling import TAP, RegionOutputs
-from tokenize_anything.prompts import PointPrompts, check_mask_size
+from tokenize_anything.prompt_arguments import PromptArguments, require_prompts
+from tokenize_anything.prompts import PointPrompts
+from tokenize_anything.region_decoding import (
+    DecodedImage,
+    EncodedImage,
+    check_encoded,
+    count_regions_in_memory,
+    decode_image,
+    decode_regions,
+)
 from tokenize_anything.regions import RegionPredictions
 from tokenize_anything.text_generation import GenerationConfig, generate
 from tokenize_anything.text_tokenizer import TextTokenizer
-
-REGION_MEMORY = 256 * 2**20  # bytes of decoder activations held at once
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """One encoded photo: a value that the caller keeps and passes on.
-
-    features: (C,h,w) on the device and in the dtype of the model.
-    frame: how the photo was scaled and padded.
-    """
-
-    features: Tensor
-    frame: ImageFrame
-
-    @property
-    def original_hw(self) -> tuple[int, int]:
-        """Height and width of the photo in pixels."""
-        return self.frame.original_hw
-
-
-@dataclass(frozen=True)
-class _DecodedImage:
-    """Routed outputs of one image: masks at its original size, the rest per region."""
-
-    masks: np.ndarray
-    iou_scores: Tensor
-    semantic_tokens: Tensor
-    semantic_embeddings: Tensor
-    mask_index: Tensor
 
 
 class TAPPredictor:
@@ -68,6 +48,10 @@ class TAPPredictor:
         concepts: vocabulary in the model's concept space; without one, regions get no names.
         text_tokenizer: of the model's text decoder; without one, regions get no captions.
         region_chunk: most prompts decoded at once. None lets memory decide; the result is the same.
+
+    Raises:
+        TypeError: parts of another kind.
+        ValueError: parts that do not belong together, a model in training mode, or an empty chunk.
 
     Example:
         >>> predictor = TAPPredictor.from_pretrained("tap_tiny")
@@ -83,23 +67,16 @@ class TAPPredictor:
         text_tokenizer: TextTokenizer | None = None,
         region_chunk: int | None = None,
     ) -> None:
-        if region_chunk is not None and region_chunk < 1:
-            raise ValueError(f"region_chunk: expected at least 1, got {region_chunk}")
-        if concepts is not None and concepts.weights.shape[0] != model.config.semantic_dim:
+        _check_model(model)
+        check_companions(model.config, concepts, text_tokenizer)
+        if region_chunk is not None and not (isinstance(region_chunk, int) and region_chunk >= 1):
             raise ValueError(
-                f"concepts: expected weights of {model.config.semantic_dim} rows, the model's "
-                f"semantic width, got {concepts.weights.shape[0]}; use the vocabulary made for it"
-            )
-        if text_tokenizer and text_tokenizer.vocabulary_size != model.config.vocabulary_size:
-            raise ValueError(
-                f"text_tokenizer: expected {model.config.vocabulary_size} pieces, as the model's "
-                f"text decoder, got {text_tokenizer.vocabulary_size}; use the tokenizer it was "
-                "trained with"
+                f"region_chunk: expected None or a whole number from 1, got {region_chunk!r}"
             )
         self.model = model
         self.concepts = concepts
         self.text_tokenizer = text_tokenizer
-        self.region_chunk = region_chunk or _regions_in_memory(model)
+        self.region_chunk = region_chunk or count_regions_in_memory(model)
 
     @classmethod
     def from_pretrained(
@@ -108,7 +85,7 @@ class TAPPredictor:
         *,
         device: torch.device | str = "auto",
         dtype: torch.dtype | str = "auto",
-        concepts: str | os.PathLike[str] | ConceptVocabulary | Sequence[str] | None = None,
+        concepts: ConceptSource = None,
         text_tokenizer: str | os.PathLike[str] | None = None,
     ) -> TAPPredictor:
         """Load a model with the concepts and the tokenizer that belong to it.
@@ -118,36 +95,39 @@ class TAPPredictor:
                 (published weights, from the hub), a .safetensors file or a published .pkl file.
             device: "auto", "cpu", "cuda", "mps" or a torch device.
             dtype: "auto" is float32 on the CPU and bfloat16 on CUDA.
-            concepts: a concept file, a vocabulary, or some names of the model's own vocabulary.
+            concepts: a concept file; "merged_2560", "lvis_1203" or "coco_80" (published, from the
+                hub); a vocabulary; or a list of some names of the model's own vocabulary.
             text_tokenizer: SentencePiece file of the text decoder. Published weights need the
                 LLaMA tokenizer, which cannot be shipped here.
 
         Raises:
             FileNotFoundError: a file that is not there.
-            ValueError: an unknown name, or parts that do not belong together.
+            TypeError: an argument of another kind.
+            ValueError: an unknown name, a damaged file, or parts that do not belong together.
+            ConnectionError, PermissionError: see `hub.download`.
         """
+        check_tokenizer_source(text_tokenizer)
         device = choose_device(device)
+        dtype = choose_dtype(dtype, device)
+        vocabulary = read_concepts(concepts)
         path = locate_checkpoint(name_or_path)
-        model = load_model(path, device=device, dtype=choose_dtype(dtype, device))
-        chosen = None if _are_names(concepts) else _load_concepts(concepts)
+        model = load_model(path, device=device, dtype=dtype)
         own = find_companions(
             name_or_path,
             path,
             text_tokenizer,
             model.config.vocabulary_size,
-            with_concepts=chosen is None,
+            with_concepts=vocabulary is None,
         )
+        if vocabulary is None:
+            vocabulary = pick_concepts(concepts, own.concepts)
         if own.text_tokenizer is None:
             warnings.warn(
                 f"no text tokenizer for {name_or_path}: regions will have no captions; pass "
                 "text_tokenizer=PATH of the SentencePiece model the weights were trained with",
                 stacklevel=2,
             )
-        return cls(
-            model,
-            concepts=_pick_names(concepts, own.concepts) if _are_names(concepts) else chosen or own.concepts,
-            text_tokenizer=own.text_tokenizer,
-        )
+        return cls(model, concepts=vocabulary, text_tokenizer=own.text_tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -172,29 +152,47 @@ class TAPPredictor:
 
         Returns:
             An EncodedImage, or a list of them for a list.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: not images; see `image_loading.load_image`.
         """
         if not isinstance(images, list | tuple):
-            return self.encode_images([images])[0]
-        encoded = []
-        for image in images:  # one by one: a larger batch is no faster on the CPU, and needs memory
-            pixels, frames = prepare_images([image], self.model.config)
-            features = self.model.encode_images(pixels.to(self.device, self.dtype))
-            encoded.append(EncodedImage(features[0], frames[0]))
-        return encoded
+            return self._encode(load_image(images))
+        # One by one: a larger batch is no faster on the CPU, and needs memory.
+        return [
+            self._encode(load_image(image, name=f"images[{index}]"))
+            for index, image in enumerate(images)
+        ]
+
+    def _encode(self, rgb: np.ndarray) -> EncodedImage:
+        """Encode one loaded photo (H,W,3) uint8."""
+        pixels, frames = prepare_images([rgb], self.model.config)
+        features = self.model.encode_images(pixels.to(self.device, self.dtype))
+        return EncodedImage(features[0], frames[0])
 
     @torch.inference_mode()
-    def decode_regions(self, encoded: EncodedImage, prompts: PointPrompts) -> RegionOutputs:
+    def decode_regions(
+        self, encoded: EncodedImage, prompts: PointPrompts, *, all_slots: bool = True
+    ) -> RegionOutputs:
         """Decode prompts into all four slots, in the model frame.
 
         Args:
             encoded: from `encode_images`.
             prompts: (R,N,2) original pixels.
+            all_slots: False computes the mask of the routed slot only.
 
         Returns:
-            RegionOutputs; `mask_logits` (R,4,4h,4w) cover the padded square.
+            RegionOutputs; `mask_logits` (R,4,4h,4w), or (R,1,4h,4w), cover the padded square.
+
+        Raises:
+            TypeError: arguments of another kind.
+            ValueError: prompts outside the photo, or a photo encoded by a model of another size.
         """
-        chunks = list(self._decode_chunks(encoded, prompts, all_slots=True))
-        return RegionOutputs.concatenate(chunks)
+        check_encoded(encoded, self.model.config)
+        require_prompts(prompts).validate_for_image(*encoded.original_hw)
+        return decode_regions(
+            self.model, encoded, prompts, chunk=self.region_chunk, all_slots=all_slots
+        )
 
     @torch.inference_mode()
     def describe_concepts(
@@ -210,13 +208,16 @@ class TAPPredictor:
             R lists of names, best first, and their probabilities (R,k) in [0, 1].
 
         Raises:
-            ValueError: the predictor has no vocabulary, or top_k is under 1.
+            TypeError: embeddings or top_k that are not numbers.
+            ValueError: the predictor has no vocabulary, another shape, or top_k is under 1.
         """
         if self.concepts is None:
             raise ValueError(
                 "concepts: this predictor has no vocabulary; pass concepts=FILE to from_pretrained"
             )
-        names, scores = self.concepts.top_k(torch.as_tensor(semantic_embeddings), top_k)
+        width = self.model.config.semantic_dim
+        embeddings = _as_rows("semantic_embeddings", semantic_embeddings, width)
+        names, scores = self.concepts.top_k(embeddings, top_k)
         return names, scores.cpu().numpy()
 
     @torch.inference_mode()
@@ -233,14 +234,17 @@ class TAPPredictor:
             R captions and their mean log-probabilities per token (R,).
 
         Raises:
-            ValueError: the predictor has no text tokenizer.
+            TypeError: tokens that are not numbers, or a `generation` of another kind.
+            ValueError: the predictor has no text tokenizer, or another shape.
         """
         if self.text_tokenizer is None:
             raise ValueError(
                 "text_tokenizer: this predictor has none; pass text_tokenizer=FILE to "
                 "from_pretrained"
             )
-        tokens = torch.as_tensor(semantic_tokens).to(self.device, self.dtype)
+        _check_generation(generation)
+        width = self.model.config.decoder_dim
+        tokens = _as_rows("semantic_tokens", semantic_tokens, width).to(self.device, self.dtype)
         text = generate(
             self.model.text_decoder,
             tokens,
@@ -266,8 +270,9 @@ class TAPPredictor:
         """Segment, name and describe what the prompts point at.
 
         Coordinates are x, y in pixels of the photo as given. Each kind of prompt makes regions of
-        its own, in the order points, boxes, masks, prompts; to refine one region with a box and
-        clicks together, use `PointPrompts.from_boxes(boxes, points=...)`.
+        its own, in the order points, boxes, masks, prompts; what a region gets does not depend on
+        the others. To refine one region with a box and clicks together, use
+        `PointPrompts.from_boxes(boxes, points=...)`.
 
         Args:
             images: a photo (path, PIL image, (H,W,3) uint8 RGB array) or an `EncodedImage`; or a
@@ -282,62 +287,49 @@ class TAPPredictor:
             generation: how captions are written; greedy by default.
 
         Returns:
-            RegionPredictions, or a list of them for a list.
+            RegionPredictions, or a list of them for a list. Without vocabulary or text tokenizer
+            they hold no names or no captions.
 
         Raises:
-            ValueError: no prompt at all, or a prompt or image that does not fit.
+            FileNotFoundError: no such photo.
+            TypeError: an argument of another kind.
+            ValueError: no prompt at all, or a prompt or photo that does not fit.
         """
-        given = {"points": points, "labels": labels, "boxes": boxes, "masks": masks,
-                 "prompts": prompts}  # fmt: skip
+        check_top_k(top_k)
+        _check_generation(generation)
+        given = PromptArguments(points, labels, boxes, masks, prompts)
         is_many = isinstance(images, list | tuple)
-        images = list(images) if is_many else [images]
-        rows = _prompts_per_image(given, len(images)) if is_many else [given]
-        decoded = []
-        for image, row in zip(images, rows, strict=True):
-            encoded = image if isinstance(image, EncodedImage) else self.encode_images(image)
-            decoded.append(self._decode_image(encoded, _collect_prompts(row, encoded.original_hw)))
-        regions = self._describe(decoded, top_k, captions, generation)
+        sources = list(images) if is_many else [images]
+        rows = given.split(len(sources)) if is_many else [given]
+        joined = [row.join() for row in rows]  # what can be wrong without the photo comes first
+        decoded = [self._decode_source(*each) for each in zip(sources, rows, joined, strict=True)]
+        regions = self._describe(decoded, top_k, captions, generation) if decoded else []
         return regions if is_many else regions[0]
 
     @torch.inference_mode()
-    def _decode_image(self, encoded: EncodedImage, prompts: PointPrompts) -> _DecodedImage:
-        config = self.model.config
-        masks = np.empty((len(prompts), *encoded.original_hw), dtype=bool)
-        parts = []
-        start = 0
-        for outputs in self._decode_chunks(encoded, prompts, all_slots=False):
-            stop = start + len(outputs)
-            masks[start:stop] = restore_masks(outputs.mask_logits, encoded.frame)
-            fields = (outputs.iou_scores, outputs.semantic_tokens, outputs.semantic_embeddings)
-            parts.append([outputs.select(field) for field in fields] + [outputs.mask_index])
-            start = stop
-        if not parts:
-            shapes = ((0,), (0, config.decoder_dim), (0, config.semantic_dim))
-            empty = [torch.zeros(shape, device=self.device) for shape in shapes]
-            return _DecodedImage(masks, *empty, torch.zeros(0, dtype=torch.int64))
-        return _DecodedImage(masks, *(torch.cat(column) for column in zip(*parts, strict=True)))
-
-    def _decode_chunks(self, encoded: EncodedImage, prompts: PointPrompts, *, all_slots: bool) -> Any:
-        prompts.validate_for_image(*encoded.original_hw)
-        coords = torch.from_numpy(encoded.frame.to_model_frame(prompts.coords_xy)).to(self.device)
-        labels = torch.from_numpy(prompts.labels.copy()).to(self.device)
-        features = encoded.features.to(self.device, self.dtype).unsqueeze(0)
-        context = self.model.prepare_regions(features) if len(prompts) else None
-        for start in range(0, len(prompts), self.region_chunk):
-            rows = slice(start, start + self.region_chunk)
-            yield self.model.decode_regions(
-                context, coords[rows].unsqueeze(0), labels[rows].unsqueeze(0), all_slots=all_slots
-            )
+    def _decode_source(
+        self, source: Any, arguments: PromptArguments, prompts: PointPrompts
+    ) -> DecodedImage:
+        """Check one photo against its prompts, encode it where that is not done yet, and decode."""
+        if isinstance(source, EncodedImage):
+            encoded = source
+            check_encoded(encoded, self.model.config)
+            arguments.check_for_image(prompts, *encoded.original_hw)
+        else:
+            rgb = load_image(source, name=arguments.where or "image")
+            arguments.check_for_image(prompts, *rgb.shape[:2])
+            encoded = self._encode(rgb)
+        return decode_image(self.model, encoded, prompts, chunk=self.region_chunk)
 
     def _describe(
         self,
-        decoded: list[_DecodedImage],
+        decoded: list[DecodedImage],
         top_k: int,
         captions: bool,
         generation: GenerationConfig | None,
     ) -> list[RegionPredictions]:
         """Name and caption the regions of all images together, then hand them out again."""
-        counts = [len(image.masks) for image in decoded]
+        counts = [len(image) for image in decoded]
         tokens = torch.cat([image.semantic_tokens for image in decoded])
         embeddings = torch.cat([image.semantic_embeddings for image in decoded])
         columns: dict[str, Any] = {}
@@ -363,65 +355,35 @@ class TAPPredictor:
         ]
 
 
-def _regions_in_memory(model: TAP) -> int:
-    """How many prompts fit into REGION_MEMORY on the CPU, and four times that elsewhere."""
-    config = model.config
-    values = config.grid_size**2 * config.decoder_dim * 8  # features, their keys, upscaled maps
-    size = torch.finfo(model.dtype).bits // 8
-    memory = REGION_MEMORY if model.device.type == "cpu" else 4 * REGION_MEMORY
-    return max(1, memory // (values * size))
-
-
-def _are_names(concepts: Any) -> bool:
-    return isinstance(concepts, Sequence) and not isinstance(concepts, str)
-
-
-def _load_concepts(concepts: Any) -> ConceptVocabulary | None:
-    if concepts is None or isinstance(concepts, ConceptVocabulary):
-        return concepts
-    if isinstance(concepts, str | os.PathLike):
-        return ConceptVocabulary.load(concepts)
-    kind = type(concepts).__name__
-    raise TypeError(f"concepts: expected a file, a ConceptVocabulary or a list of names, got {kind}")
-
-
-def _pick_names(names: Sequence[str], own: ConceptVocabulary | None) -> ConceptVocabulary:
-    if own is None:
-        raise ValueError(
-            "concepts: names are picked from the model's own vocabulary, and this model has none; "
-            "pass a concept file instead"
+def _check_model(model: Any) -> None:
+    if not isinstance(model, TAP):
+        raise TypeError(
+            f"model: expected a TAP, got {type(model).__name__}; TAPPredictor.from_pretrained "
+            "takes names and paths"
         )
-    return own.subset(list(names))
+    if model.training:
+        raise ValueError("model: expected evaluation mode, got training mode; call model.eval()")
 
 
-def _prompts_per_image(given: dict[str, Any], num_images: int) -> list[dict[str, Any]]:
-    for name, values in given.items():
-        if values is not None and len(values) != num_images:
-            raise ValueError(
-                f"{name}: expected one entry for each of {num_images} images, got {len(values)}"
-            )
-    return [
-        {name: values[index] if values is not None else None for name, values in given.items()}
-        for index in range(num_images)
-    ]
+def _check_generation(generation: Any) -> None:
+    if generation is not None and not isinstance(generation, GenerationConfig):
+        raise TypeError(
+            f"generation: expected a GenerationConfig, got {type(generation).__name__}; write "
+            "GenerationConfig(num_beams=4), for instance"
+        )
 
 
-def _collect_prompts(given: dict[str, Any], original_hw: tuple[int, int]) -> PointPrompts:
-    parts = []
-    if given["points"] is not None:
-        parts.append(PointPrompts.from_points(given["points"], given["labels"]))
-    elif given["labels"] is not None:
-        raise ValueError("labels: expected points to go with them, got labels alone")
-    if given["boxes"] is not None:
-        parts.append(PointPrompts.from_boxes(given["boxes"]))
-    if given["masks"] is not None:
-        check_mask_size(given["masks"], *original_hw)
-        parts.append(PointPrompts.from_masks(given["masks"]))
-    if given["prompts"] is not None:
-        if not isinstance(given["prompts"], PointPrompts):
-            kind = type(given["prompts"]).__name__
-            raise TypeError(f"prompts: expected a PointPrompts, got {kind}")
-        parts.append(given["prompts"])
-    if not parts:
-        raise ValueError("prompts: expected points, boxes, masks or prompts, got none of them")
-    return PointPrompts.concatenate(parts)
+def _as_rows(name: str, values: Any, width: int) -> Tensor:
+    """Check (R,width) numbers of any kind; returns a float32 tensor."""
+    if not isinstance(values, Tensor):
+        array = to_numpy(name, values)
+        if array.size and array.dtype.kind not in "iuf":
+            raise TypeError(f"{name}: expected numbers, got dtype {array.dtype}")
+        array = array.reshape(0, width) if array.shape == (0,) else array
+        values = torch.from_numpy(array.astype(np.float32))  # a copy: the given may be read-only
+    if values.ndim != 2 or values.shape[1] != width:
+        raise ValueError(
+            f"{name}: expected shape (R,{width}), got {tuple(values.shape)}; choose one of the "
+            "four slots of each region first, for instance with RegionOutputs.select"
+        )
+    return values.float()

@@ -30,6 +30,10 @@ class PointPrompts:
     Lists, arrays and tensors are accepted; they are checked, copied and kept read-only. No region
     at all (R = 0) is legal. The coordinate of a padding point may be any finite number.
 
+    The model sees a padding point as one more token, so those a caller writes count. Those that
+    `pad_to` and `concatenate` append only make the rows equally long, and `num_points` (R,) says
+    how many points come before them: what a region gets does not depend on its neighbours.
+
     Args:
         coords_xy: (R,N,2) x, y in original pixels; stored as float32.
         labels: (R,N) values of `PointLabel`; stored as int64. The corners of a box come first.
@@ -46,6 +50,7 @@ class PointPrompts:
 
     coords_xy: NDArray[np.float32]
     labels: NDArray[np.int64]
+    num_points: NDArray[np.int64]
 
     def __init__(self, coords_xy: ArrayLike, labels: ArrayLike) -> None:
         coords = _as_coords("coords_xy", coords_xy)
@@ -54,7 +59,10 @@ class PointPrompts:
         problems = [*_coordinate_problems(coords), *_box_problems(coords, label_array)]
         if problems:
             raise ValueError(f"PointPrompts: {_join_problems(problems)}")
-        for name, array in (("coords_xy", coords), ("labels", label_array)):
+        num_points = np.full(len(coords), coords.shape[1], dtype=np.int64)
+        for name, array in (
+            ("coords_xy", coords), ("labels", label_array), ("num_points", num_points),
+        ):  # fmt: skip
             array.setflags(write=False)
             object.__setattr__(self, name, array)
 
@@ -155,15 +163,16 @@ class PointPrompts:
 
     @classmethod
     def concatenate(cls, prompts: Sequence[PointPrompts]) -> PointPrompts:
-        """Stack the regions of several prompts; shorter ones are filled with padding points."""
+        """Stack the regions of several prompts; shorter ones are filled, see `num_points`."""
         if not prompts:
             raise ValueError("prompts: expected at least one PointPrompts, got an empty sequence")
         num_points = max(prompt.labels.shape[1] for prompt in prompts)
         padded = [prompt.pad_to(num_points) for prompt in prompts]
-        return cls(
+        joined = cls(
             np.concatenate([prompt.coords_xy for prompt in padded]),
             np.concatenate([prompt.labels for prompt in padded]),
         )
+        return joined._counting(np.concatenate([prompt.num_points for prompt in prompts]))
 
     def pad_to(self, num_points: int) -> PointPrompts:
         """The same prompts with padding points appended until each region has `num_points`."""
@@ -172,7 +181,8 @@ class PointPrompts:
                 f"num_points: expected at least the {self.labels.shape[1]} points the prompts "
                 f"have, got {num_points}"
             )
-        return PointPrompts(*_with_padding(self.coords_xy, self.labels, num_points))
+        padded = PointPrompts(*_with_padding(self.coords_xy, self.labels, num_points))
+        return padded._counting(self.num_points)
 
     @property
     def is_box(self) -> NDArray[np.bool_]:
@@ -204,10 +214,18 @@ class PointPrompts:
     def __getitem__(self, index: Any) -> PointPrompts:
         """Select regions by int (a prompt of length 1), slice, boolean or integer array."""
         rows = select_rows(index, len(self))
-        return PointPrompts(self.coords_xy[rows], self.labels[rows])
+        return PointPrompts(self.coords_xy[rows], self.labels[rows])._counting(
+            self.num_points[rows]
+        )
 
     def __iter__(self) -> Iterator[PointPrompts]:
         return (self[row] for row in range(len(self)))
+
+    def _counting(self, num_points: NDArray[np.int64]) -> PointPrompts:
+        """Finish a new object: take over how many points count."""
+        num_points.setflags(write=False)
+        object.__setattr__(self, "num_points", num_points)
+        return self
 
 
 def check_mask_size(masks: ArrayLike, height: int, width: int) -> None:

@@ -349,7 +349,7 @@ def _extend(beams: _Beams, logits: Tensor, step: int, plan: _Plan) -> tuple[_Bea
         token_ids,
         totals.flatten(1).gather(1, top),
         lengths.gather(1, parents),
-        beams.is_done.gather(1, parents) | (token == plan.end_id),
+        token == plan.end_id,
     )
     return kept, first * num_beams + parents
 

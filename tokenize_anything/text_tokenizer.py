@@ -183,14 +183,14 @@ class TextTokenizer:
         """Token ids to texts.
 
         Args:
-            token_ids: R rows of ids, of any lengths, or an (R,L) array or tensor. A start token
-                at the front is dropped; the first end token and all behind it too.
+            token_ids: R rows of ids, of any lengths, or an (R,L) array or tensor. The first
+                end token and all behind it are dropped; a start token has no text.
 
         Raises:
             ValueError: an id outside the vocabulary.
         """
         rows = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        words = [self._strip([int(token_id) for token_id in row]) for row in rows]
+        words = [self._cut([int(token_id) for token_id in row]) for row in rows]
         for index, row in enumerate(words):
             wrong = [token_id for token_id in row if not 0 <= token_id < self.vocabulary_size]
             if wrong:
@@ -200,10 +200,8 @@ class TextTokenizer:
                 )
         return [str(text) for text in self._processor.decode(words)]
 
-    def _strip(self, row: list[int]) -> list[int]:
-        """Words of one row, without start token, end token and what follows it."""
-        if row[:1] == [self.start_id]:
-            row = row[1:]
+    def _cut(self, row: list[int]) -> list[int]:
+        """One row without the first end token and what follows it."""
         return row[: row.index(self.end_id)] if self.end_id in row else row
 
 

@@ -69,16 +69,18 @@ def test_decoder_equals_the_plain_one(decoder: ImageDecoder) -> None:
             )
 
 
-def test_computing_only_the_routed_mask_changes_nothing_else(decoder: ImageDecoder) -> None:
+def test_computing_only_the_routed_slot_changes_nothing(decoder: ImageDecoder) -> None:
     inputs = make_inputs()
     every, routed = run(decoder, *inputs), run(decoder, *inputs, all_slots=False)
     assert routed.mask_logits.shape == (IMAGES * PROMPTS, 1, 4 * SIDE, 4 * SIDE)
-    torch.testing.assert_close(
-        routed.select(routed.mask_logits), every.select(every.mask_logits), rtol=1e-5, atol=1e-5
-    )
+    assert routed.semantic_embeddings.shape == (IMAGES * PROMPTS, 1, CONFIG.semantic_dim)
     assert torch.equal(routed.mask_index, every.mask_index)
-    for name in FIELDS[1:]:
-        assert getattr(routed, name).shape == getattr(every, name).shape
+    for name in FIELDS:
+        expected, actual = getattr(every, name), getattr(routed, name)
+        torch.testing.assert_close(
+            routed.select(actual), every.select(expected), rtol=1e-5, atol=1e-5, msg=name
+        )
+    for name in ("iou_scores", "mask_tokens", "semantic_tokens"):
         torch.testing.assert_close(getattr(routed, name), getattr(every, name))
 
 
@@ -146,12 +148,10 @@ def test_concatenate_joins_regions_in_order(decoder: ImageDecoder) -> None:
 def test_no_prompts(decoder: ImageDecoder) -> None:
     features, grid, points, is_box = make_inputs()
     for all_slots, slots in ((True, 4), (False, 1)):
-        outputs = run(
-            decoder, features, grid, points[:, :0], is_box[:, :0], all_slots=all_slots
-        )
+        outputs = run(decoder, features, grid, points[:, :0], is_box[:, :0], all_slots=all_slots)
         assert len(outputs) == 0
         assert outputs.mask_logits.shape == (0, slots, 4 * SIDE, 4 * SIDE)
-        assert outputs.semantic_embeddings.shape == (0, 4, CONFIG.semantic_dim)
+        assert outputs.semantic_embeddings.shape == (0, slots, CONFIG.semantic_dim)
         assert outputs.mask_index.shape == (0,)
 
 

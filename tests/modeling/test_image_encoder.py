@@ -8,6 +8,7 @@ import torch
 from tests.modeling import reference
 from tests.tiny import randomize, tiny_config, tiny_pixels
 from tokenize_anything.modeling.image_encoder import (
+    EncoderBlock,
     ImageEncoder,
     merge_windows,
     partition_windows,
@@ -108,6 +109,20 @@ def test_drop_path_rises_linearly_to_the_last_block() -> None:
     encoder = ImageEncoder(tiny_config(encoder_depth=8), drop_path=0.35)
     rates = [module.p for module in encoder.modules() if isinstance(module, DropPath)]
     assert rates == pytest.approx([0.05 * index for index in range(8)])
+
+
+@pytest.mark.parametrize("silenced", ["attn.proj", "mlp.fc2"])
+def test_drop_path_takes_either_branch_from_whole_windows(silenced: str) -> None:
+    config = tiny_config()
+    block = randomize(EncoderBlock(config, drop_path=0.5)).requires_grad_(False)
+    for parameter in block.get_submodule(silenced).parameters():
+        parameter.zero_()  # leaves one branch
+    x = torch.randn(64, config.window_size**2, config.encoder_dim)
+    branch = block.eval()(x) - x
+    out = block.train()(x) - x
+    is_dropped = (out == 0).flatten(1).all(dim=1)
+    assert 16 < is_dropped.sum() < 48
+    torch.testing.assert_close(out[~is_dropped], 2 * branch[~is_dropped], rtol=1e-4, atol=1e-5)
 
 
 def test_drop_path_acts_in_training_only() -> None:

@@ -103,3 +103,10 @@ def test_the_matrix_moves_with_the_model_and_is_never_trained(encoding: Position
     assert moved.coord_matrix.device.type == "meta"
     both = PositionEncoding(DIM).to(device="meta", dtype=torch.bfloat16)
     assert (both.coord_matrix.device.type, both.coord_matrix.dtype) == ("meta", torch.float32)
+
+
+def test_autocast_does_not_round_the_codes(encoding: PositionEncoding) -> None:
+    positions = torch.rand(3, 2)
+    exact = encoding(positions)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(encoding(positions), exact)

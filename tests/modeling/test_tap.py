@@ -299,6 +299,4 @@ def test_state_dict_round_trip(model: TAP, image_features: Tensor) -> None:
         decode(other, image_features, prompts).mask_logits, expected.mask_logits
     )
     other.load_state_dict(model.state_dict())
-    assert torch.equal(
-        decode(other, image_features, prompts).mask_logits, expected.mask_logits
-    )
+    assert torch.equal(decode(other, image_features, prompts).mask_logits, expected.mask_logits)

@@ -1,22 +1,97 @@
-"""Read region annotations from COCO-style JSON (COCO, LVIS, and anyone's own export)."""
+"""Read region annotations from COCO-style JSON, with run-length masks, names and captions."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, TextTable
+from tokenize_anything.geometry import rle_area
 
 MIN_SIDE = 2.0
 
 
+def read_coco_json(path: str | Path) -> dict[str, Any]:
+    """Read the JSON and check that it has the lists of a COCO file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or not COCO-style.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"annotations: no file at {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"annotations: {path} is not JSON ({error})") from error
+    found = content if isinstance(content, dict) else {}
+    missing = [key for key in ("images", "annotations") if not isinstance(found.get(key), list)]
+    if missing:
+        raise ValueError(
+            f"annotations: {path} lacks the lists {missing}; expected COCO-style JSON with images "
+            f"and annotations"
+        )
+    return found
+
+
+def category_names(content: Mapping[str, Any], path: str | Path) -> dict[Any, str]:
+    """Category id to name.
+
+    Raises:
+        ValueError: a category without id or name.
+    """
+    names = {}
+    for category in content.get("categories") or []:
+        _require_keys(category, ("id", "name"), f"annotations: {path}: category")
+        name = category["name"]
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(
+                f"annotations: {path}: category {category['id']} has no name; expected text, "
+                f"got {name!r}"
+            )
+        names[category["id"]] = name
+    return names
+
+
+def read_regions(
+    annotation_files: Sequence[str | Path], image_folder: str | Path
+) -> tuple[list[ImageRecord], TextTable]:
+    """Collect the regions of all files, image by image.
+
+    Crowd annotations, empty masks and boxes under 2 pixels are left out. A region's text is its
+    category name, else its first caption. An image with captions gains a whole-image region for
+    each of them. Images without any region are left out.
+
+    Args:
+        annotation_files: COCO-style JSON files; the same image may appear in several.
+        image_folder: where `file_name` is looked up; no image is opened here.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: not COCO-style JSON, an entry that is damaged or refers to an unknown image or
+            category (the message names it), or no usable region at all.
+    """
+    collector = _Collector()
+    for file in annotation_files:
+        collector.add_file(file)
+    records = collector.records(Path(image_folder))
+    if not records:
+        raise ValueError(
+            f"annotations: no usable region in {[str(file) for file in annotation_files]}; "
+            f"expected boxes of at least {MIN_SIDE:g} pixels that are not crowds"
+        )
+    return records, collector.texts.table()
+
+
 class _TextIndex:
-    """Give each distinct text a row, in order of appearance."""
+    """Gives each distinct text a row, in order of appearance."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
@@ -32,78 +107,123 @@ class _TextIndex:
         return TextTable(tuple(self.rows), counts)
 
 
-def read_coco_json(path: str | Path) -> dict[str, Any]:
-    """Read the JSON and check that it has the lists of a COCO file.
+class _Collector:
+    """Merges files by the names of their images."""
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON, or not COCO-style.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"annotations: no file at {path}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"annotations: {path} is not JSON ({error})") from error
-    missing = [key for key in ("images", "annotations") if key not in content]
-    if missing:
-        raise ValueError(f"annotations: {path} lacks {missing}; expected COCO-style JSON")
-    return content
+    def __init__(self) -> None:
+        self.texts = _TextIndex()
+        self.sizes_hw: dict[str, tuple[int, int]] = {}
+        self.regions: dict[str, list[RegionAnnotation]] = {}
+        self.captions: dict[str, set[str]] = {}
 
-
-def read_regions(
-    annotation_files: Sequence[str | Path], image_folder: str | Path
-) -> tuple[list[ImageRecord], TextTable]:
-    """Collect the regions of all files, image by image.
-
-    Crowd annotations and boxes under 2 pixels are left out. A region's text is its category name,
-    else its first caption. An image with captions gains a whole-image region for each of them.
-
-    Args:
-        annotation_files: COCO-style JSON files; the same image may appear in several.
-        image_folder: where `file_name` is looked up.
-    """
-    texts = _TextIndex()
-    images: dict[str, dict[str, Any]] = {}
-    regions: dict[str, list[RegionAnnotation]] = {}
-    for file in annotation_files:
-        content = read_coco_json(file)
-        names = {category["id"]: category["name"] for category in content.get("categories", [])}
-        file_names = {image["id"]: image["file_name"] for image in content["images"]}
+    def add_file(self, path: str | Path) -> None:
+        content = read_coco_json(path)
+        names = category_names(content, path)
+        file_names = {}
         for image in content["images"]:
-            if image["file_name"] not in images:
-                images[image["file_name"]] = image
-                regions[image["file_name"]] = _whole_image_regions(image, texts)
-        for annotation in content["annotations"]:
-            region = _region(annotation, names, texts)
-            if region is not None:
-                regions[file_names[annotation["image_id"]]].append(region)
-    records = [
-        ImageRecord(Path(image_folder) / name, image["height"], image["width"], tuple(regions[name]))
-        for name, image in images.items()
-        if regions[name]
-    ]
-    return records, texts.table()
+            _require_keys(
+                image, ("id", "file_name", "height", "width"), f"annotations: {path}: image"
+            )
+            file_names[image["id"]] = image["file_name"]
+            self._add_image(image, f"annotations: {path}: image {image['id']}")
+        for position, annotation in enumerate(content["annotations"]):
+            where = f"annotations: {path}: annotation {_identity(annotation, position)}"
+            _require_keys(annotation, ("image_id", "bbox"), where)
+            if annotation["image_id"] not in file_names:
+                raise ValueError(
+                    f"{where} is of image {annotation['image_id']}, which is not among the "
+                    f"{len(file_names)} images of the file"
+                )
+            self._add_annotation(annotation, names, file_names[annotation["image_id"]], where)
+
+    def records(self, image_folder: Path) -> list[ImageRecord]:
+        return [
+            ImageRecord(image_folder / name, *size_hw, tuple(self.regions[name]))
+            for name, size_hw in self.sizes_hw.items()
+            if self.regions[name]
+        ]
+
+    def _add_image(self, image: Mapping[str, Any], where: str) -> None:
+        name, size_hw = image["file_name"], (image["height"], image["width"])
+        if self.sizes_hw.setdefault(name, size_hw) != size_hw:
+            raise ValueError(
+                f"{where}: {name} is {size_hw} (height, width), but {self.sizes_hw[name]} elsewhere"
+            )
+        regions = self.regions.setdefault(name, [])
+        known = self.captions.setdefault(name, set())
+        box = (0.0, 0.0, float(image["width"]), float(image["height"]))
+        for caption in _captions(image, where):
+            if caption not in known:
+                known.add(caption)
+                row = self.texts.add(caption)
+                regions.append(RegionAnnotation(box, None, row, (caption,), is_whole_image=True))
+
+    def _add_annotation(
+        self, annotation: Mapping[str, Any], names: Mapping[Any, str], file_name: str, where: str
+    ) -> None:
+        x, y, width, height = _checked_box(annotation["bbox"], where)
+        rle = annotation.get("segmentation") or None
+        area = _checked_area(rle, self.sizes_hw[file_name], where) if rle else None
+        if annotation.get("iscrowd") or area == 0 or min(width, height) < MIN_SIDE:
+            return
+        captions = _captions(annotation, where)
+        text = _category(annotation, names, where) or (captions[0] if captions else None)
+        text_index = self.texts.add(text) if text else -1
+        box = (x, y, x + width, y + height)
+        self.regions[file_name].append(RegionAnnotation(box, rle, text_index, captions))
 
 
-def _whole_image_regions(image: dict[str, Any], texts: _TextIndex) -> list[RegionAnnotation]:
-    box = (0.0, 0.0, float(image["width"]), float(image["height"]))
-    return [
-        RegionAnnotation(box, None, texts.add(caption), (caption,), is_whole_image=True)
-        for caption in image.get("captions", ())
-    ]
+def _identity(entry: Any, position: int) -> Any:
+    return entry.get("id", f"at position {position}") if isinstance(entry, Mapping) else position
 
 
-def _region(
-    annotation: dict[str, Any], names: dict[int, str], texts: _TextIndex
-) -> RegionAnnotation | None:
-    x, y, width, height = annotation["bbox"]
-    if annotation.get("iscrowd") or width < MIN_SIDE or height < MIN_SIDE:
+def _require_keys(entry: Any, keys: Sequence[str], where: str) -> None:
+    missing = [key for key in keys if not isinstance(entry, Mapping) or entry.get(key) is None]
+    if missing:
+        raise ValueError(
+            f"{where}: expected the keys {list(keys)}, {missing} missing in {entry!r:.99}"
+        )
+
+
+def _category(annotation: Mapping[str, Any], names: Mapping[Any, str], where: str) -> str | None:
+    """The region's name, or None when it has none; files without categories name nothing."""
+    category = annotation.get("category_id")
+    if category is None or not names:
         return None
-    name = names.get(annotation.get("category_id", -1))
-    captions = tuple(annotation.get("captions", ()))
-    text = name or (captions[0] if captions else None)
-    text_index = texts.add(text) if text else -1
-    box = (float(x), float(y), float(x + width), float(y + height))
-    return RegionAnnotation(box, annotation.get("segmentation"), text_index, captions)
+    if category not in names:
+        raise ValueError(f"{where} is of category {category}, which the file does not list")
+    return names[category]
+
+
+def _captions(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    captions = entry.get("captions") or []
+    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"{where}: expected captions as a list of texts, got {captions!r:.99}")
+    return tuple(caption for caption in captions if caption.strip())
+
+
+def _checked_box(box: Any, where: str) -> tuple[float, float, float, float]:
+    is_four = isinstance(box, list) and len(box) == 4
+    if not is_four or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
+        raise ValueError(f"{where}: expected bbox as 4 finite numbers x, y, w, h, got {box!r:.99}")
+    x, y, width, height = map(float, box)
+    return x, y, width, height
+
+
+def _checked_area(rle: Any, size_hw: tuple[int, int], where: str) -> int:
+    """Pixels of a mask that has the size of its image."""
+    if not isinstance(rle, dict):
+        raise ValueError(
+            f"{where}: expected segmentation as a run-length code, got a {type(rle).__name__}; "
+            f"convert polygons with pycocotools (frPyObjects, merge)"
+        )
+    try:
+        area = rle_area(rle)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    if tuple(rle["size"]) != size_hw:
+        raise ValueError(
+            f"{where}: expected a mask of the image's size {size_hw} (height, width), got "
+            f"{tuple(rle['size'])}"
+        )
+    return area

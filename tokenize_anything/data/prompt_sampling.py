@@ -30,8 +30,16 @@ class PromptSamplingConfig:
     max_corrections: int = 8
     interactive_probability: float = 0.5
 
+    def __post_init__(self) -> None:
+        for name in ("box_probability", "interactive_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
+        for name, least in (("box_noise", 0), ("max_box_shift", 0), ("max_corrections", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class SampledPrompts:
     """Prompts for R regions: coords_xy (R,N,2) model pixels, labels (R,N), is_box (R,)."""
 
@@ -43,9 +51,13 @@ class SampledPrompts:
 def sample_mask_pixels(masks: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draw pixels of each mask, uniformly and without replacement where there are enough.
 
+    A mask with fewer pixels gives each of them before any a second time; the positions of a mask
+    without pixels mean nothing.
+
     Args:
-        masks: (R,m,m) bool, each with at least one True.
+        masks: (R,m,m) bool.
         count: how many.
+        generator: on the device of the masks.
 
     Returns:
         (R,count) int64 flat row-major positions.
@@ -56,7 +68,7 @@ def sample_mask_pixels(masks: Tensor, count: int, generator: torch.Generator) ->
     top = noise.topk(min(count, flat.shape[1]), dim=1).indices
     available = flat.sum(dim=1, keepdim=True).clamp(min=1)
     order = torch.arange(count, device=flat.device).expand(len(flat), -1) % available
-    return top.gather(1, order.clamp(max=top.shape[1] - 1))
+    return top.gather(1, order)
 
 
 def pixels_to_coords(positions: Tensor, mask_size: int, image_size: int) -> Tensor:
@@ -69,7 +81,7 @@ def pixels_to_coords(positions: Tensor, mask_size: int, image_size: int) -> Tens
 def jitter_boxes(
     boxes_xyxy: Tensor, config: PromptSamplingConfig, generator: torch.Generator
 ) -> Tensor:
-    """Move the corners of (R,4) boxes outward by half-normal noise; never inward."""
+    """Move the corners of (R,4) boxes outward by Gaussian noise cut at zero; never inward."""
     sides = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).repeat(1, 2)
     noise = torch.randn(
         boxes_xyxy.shape, generator=generator, device=boxes_xyxy.device, dtype=boxes_xyxy.dtype
@@ -81,7 +93,11 @@ def jitter_boxes(
 
 @dataclass(frozen=True)
 class PromptSampler:
-    """Draws both stages of prompts for regions with masks (R,m,m) in an S×S model frame."""
+    """Draws both stages of prompts for R regions with boxes (R,4) and masks (R,m,m).
+
+    Boxes and the coordinates of prompts are pixels of the S×S model frame, S = image_size; the
+    masks cover that frame. Generators live on the device of the masks.
+    """
 
     image_size: int
     config: PromptSamplingConfig
@@ -95,11 +111,15 @@ class PromptSampler:
         """
         is_box = is_box | ~masks.flatten(1).any(dim=1)
         corners = jitter_boxes(boxes_xyxy, self.config, generator).reshape(-1, 2, 2)
-        clicks = self._clicks(masks, 1, generator)
+        clicks = self._draw_clicks(masks, 1, generator)
         clicks = torch.cat([clicks, torch.full_like(clicks, PADDING_COORD)], dim=1)
         coords = torch.where(is_box[:, None, None], corners, clicks)
-        box_labels = torch.tensor([PointLabel.TOP_LEFT, PointLabel.BOTTOM_RIGHT], device=masks.device)
-        click_labels = torch.tensor([PointLabel.FOREGROUND, PointLabel.PADDING], device=masks.device)
+        box_labels = torch.tensor(
+            [PointLabel.TOP_LEFT, PointLabel.BOTTOM_RIGHT], device=masks.device
+        )
+        click_labels = torch.tensor(
+            [PointLabel.FOREGROUND, PointLabel.PADDING], device=masks.device
+        )
         labels = torch.where(is_box[:, None], box_labels, click_labels)
         return SampledPrompts(coords, labels, is_box)
 
@@ -108,9 +128,15 @@ class PromptSampler:
     ) -> SampledPrompts:
         """The first prompt plus 1 to 8 clicks where `predicted` and `masks` differ.
 
+        One count is drawn for all regions. A box keeps its corners in front; a click has the new
+        ones behind it and its pad last.
+
         Args:
+            first: what the prediction answered.
             predicted: (R,m,m) bool masks of the first stage.
-            masks: (R,m,m) bool truth. Where both agree everywhere, the clicks fall on the truth.
+            masks: (R,m,m) bool truth. Where both agree everywhere, the clicks fall on the truth;
+                where both are empty, they are pads.
+            generator: of the draws.
         """
         count = self._draw_count(1, self.config.max_corrections, generator)
         errors = predicted ^ masks
@@ -119,23 +145,21 @@ class PromptSampler:
         positions = sample_mask_pixels(source, count, generator)
         clicks = pixels_to_coords(positions, masks.shape[-1], self.image_size)
         labels = masks.flatten(1).gather(1, positions).long()
-        is_empty = ~source.flatten(1).any(dim=1)
-        clicks = torch.where(is_empty[:, None, None], PADDING_COORD, clicks)
-        labels = torch.where(is_empty[:, None], PointLabel.PADDING, labels)
+        clicks, labels = _pad_rows(~source.flatten(1).any(dim=1), clicks, labels)
         return self._append(first, clicks, labels)
 
     def clicks(self, masks: Tensor, generator: torch.Generator) -> SampledPrompts:
-        """2 to 9 clicks on the truth and a pad: the non-interactive second stage."""
+        """2 to 9 clicks on each true mask and a pad, whatever the first stage was."""
         count = self._draw_count(2, self.config.max_corrections + 1, generator)
-        coords = self._clicks(masks, count, generator)
-        labels = torch.full(coords.shape[:2], PointLabel.FOREGROUND, device=masks.device)
+        coords = self._draw_clicks(masks, count, generator)
+        labels = torch.full(coords.shape[:2], int(PointLabel.FOREGROUND), device=masks.device)
         is_empty = ~masks.flatten(1).any(dim=1)
-        labels = torch.where(is_empty[:, None], PointLabel.PADDING, labels)
+        coords, labels = _pad_rows(is_empty, coords, labels)
         coords = torch.cat([coords, torch.full_like(coords[:, :1], PADDING_COORD)], dim=1)
-        labels = torch.cat([labels, torch.full_like(labels[:, :1], PointLabel.PADDING)], dim=1)
-        return SampledPrompts(coords, labels, torch.zeros_like(is_empty))
+        pad = torch.full_like(labels[:, :1], int(PointLabel.PADDING))
+        return SampledPrompts(coords, torch.cat([labels, pad], dim=1), torch.zeros_like(is_empty))
 
-    def _clicks(self, masks: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    def _draw_clicks(self, masks: Tensor, count: int, generator: torch.Generator) -> Tensor:
         positions = sample_mask_pixels(masks, count, generator)
         return pixels_to_coords(positions, masks.shape[-1], self.image_size)
 
@@ -151,3 +175,9 @@ class PromptSampler:
 
     def _draw_count(self, low: int, high: int, generator: torch.Generator) -> int:
         return int(torch.randint(low, high + 1, (1,), generator=generator, device=generator.device))
+
+
+def _pad_rows(is_padding: Tensor, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn all points of the marked rows (R,) into pads."""
+    coords = torch.where(is_padding[:, None, None], PADDING_COORD, coords)
+    return coords, torch.where(is_padding[:, None], int(PointLabel.PADDING), labels)

@@ -12,7 +12,7 @@ from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, TextTa
 
 @dataclass(frozen=True)
 class CaptionedRegion:
-    """One box of one image and the texts that describe it."""
+    """One box of one image, original pixels, and the texts that describe it, at least one."""
 
     image_index: int
     box_xyxy: tuple[float, float, float, float]
@@ -24,12 +24,12 @@ def name_to_caption(name: str) -> str:
     is_plural = name.endswith("s") and not name.endswith(("ss", "us"))
     if is_plural or name in ("skin", "hair", "grass", "water", "sky"):
         return name
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
 
 
 def captioned_regions(records: Sequence[ImageRecord], texts: TextTable) -> list[CaptionedRegion]:
     """All regions of all images that have a caption or a name; one entry per distinct box."""
-    regions = []
+    regions: list[CaptionedRegion] = []
     for index, record in enumerate(records):
         by_box: dict[tuple[float, float, float, float], list[str]] = {}
         for region in record.regions:

@@ -1,11 +1,10 @@
-"""Augmented training samples from annotated photos; every draw follows from (seed, epoch, index)."""
+"""Augmented training samples from annotated photos; all draws follow from (seed, epoch, index)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -20,10 +19,15 @@ from tokenize_anything.data.augment import (
     jitter_colour,
 )
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, RegionBatch, TextTable
-from tokenize_anything.geometry import decode_rle
+from tokenize_anything.geometry import decode_rle, masks_to_boxes
+from tokenize_anything.image_loading import load_image
 
 MIN_VISIBLE = 0.4
+MIN_VISIBLE_WHOLE_IMAGE = 0.9
 MIN_BOX_SIDE = 3.0
+MAX_CROPS = 10
+
+_View = list[tuple[RegionAnnotation, np.ndarray]]  # regions and their model-frame boxes (4,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +47,19 @@ class RegionSamplingConfig:
     whole_image_weight: float = 0.1
     box_only_weight: float = 0.4
 
+    def __post_init__(self) -> None:
+        for name in ("regions_per_image", "mask_stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("whole_image_weight", "box_only_weight"):  # 0 would leave nothing to draw
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
 
-@dataclass(frozen=True)
-class _Sample:
+
+@dataclass(frozen=True, eq=False)
+class RegionSample:
+    """One row of a `RegionBatch`, as arrays."""
+
     image: np.ndarray
     boxes_xyxy: np.ndarray
     masks: np.ndarray
@@ -55,7 +69,7 @@ class _Sample:
 
 
 @dataclass(eq=False)
-class RegionDataset(Dataset[_Sample]):
+class RegionDataset(Dataset[RegionSample]):
     """Photos with regions, cropped and coloured anew each epoch.
 
     Index with (epoch, image index), as `EpochSampler` yields them, so that a sample depends on
@@ -64,8 +78,8 @@ class RegionDataset(Dataset[_Sample]):
     Args:
         records: annotated images.
         texts: the text table their regions refer to.
-        image_size: S.
-        keep_images: keep decoded photos in memory.
+        image_size: S, a multiple of `sampling.mask_stride`.
+        keep_images: keep decoded photos in memory, of each worker for itself.
     """
 
     records: Sequence[ImageRecord]
@@ -78,63 +92,81 @@ class RegionDataset(Dataset[_Sample]):
     keep_images: bool = False
     _cache: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.image_size % self.sampling.mask_stride:
+            raise ValueError(
+                f"mask_stride: expected a divisor of image_size {self.image_size}, got "
+                f"{self.sampling.mask_stride}"
+            )
+
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> _Sample:
+    def __getitem__(self, key: tuple[int, int]) -> RegionSample:
+        """Draw one sample.
+
+        Raises:
+            FileNotFoundError: the image is missing.
+            ValueError: the image cannot be decoded or has another size than its annotation says.
+        """
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         image = self._read(index)
-        for attempt in range(10):
-            crop = draw_crop(rng, *image.shape[:2], self.image_size, self.augment)
-            regions = self._visible_regions(self.records[index].regions, crop)
-            if regions or attempt == 9:
+        crop, regions = self._draw_view(image, self.records[index].regions, rng)
+        return self._make_sample(image, crop, self._choose(regions, rng), rng, index)
+
+    def _draw_view(
+        self, image: np.ndarray, regions: Sequence[RegionAnnotation], rng: np.random.Generator
+    ) -> tuple[Crop, _View]:
+        """A crop that shows some region, if one of a few draws does."""
+        for attempt in range(MAX_CROPS):
+            height, width = image.shape[:2]
+            crop = draw_crop(rng, height, width, self.image_size, self.augment)
+            visible = self._visible_regions(regions, crop)
+            if visible or attempt == MAX_CROPS - 1:
                 break
-        return self._make_sample(image, crop, regions, rng, index)
+        return crop, visible
 
     def _make_sample(
-        self,
-        image: np.ndarray,
-        crop: Crop,
-        regions: list[tuple[RegionAnnotation, np.ndarray]],
-        rng: np.random.Generator,
-        index: int,
-    ) -> _Sample:
-        count = self.sampling.regions_per_image
-        size = self.image_size // self.sampling.mask_stride
-        boxes = np.tile(np.float32([0, 0, self.image_size, self.image_size]), (count, 1))
+        self, image: np.ndarray, crop: Crop, regions: _View, rng: np.random.Generator, index: int
+    ) -> RegionSample:
+        count, stride = self.sampling.regions_per_image, self.sampling.mask_stride
+        size = self.image_size // stride
+        everything = np.array([0, 0, self.image_size, self.image_size], dtype=np.float32)
+        boxes = np.tile(everything, (count, 1))
         masks = np.zeros((count, size, size), dtype=bool)
         has_mask = np.zeros(count, dtype=bool)
         text_index = np.full(count, -1, dtype=np.int64)
-        for slot, (region, box) in enumerate(self._choose(regions, rng)):
+        for slot, (region, box) in enumerate(regions):
             boxes[slot], text_index[slot] = box, region.text_index
             if region.rle is None:
                 continue
             masks[slot] = crop_mask(decode_rle(region.rle), crop, self.image_size, size)
             has_mask[slot] = masks[slot].any()
             if has_mask[slot]:
-                boxes[slot] = _mask_box(masks[slot]) * self.sampling.mask_stride
+                boxes[slot] = masks_to_boxes(masks[slot : slot + 1])[0] * stride
+        if self.augment.colour:  # before the padding, whose colour is always the same
+            image = jitter_colour(image, rng, self.augment.colour)
         square = crop_image(image, crop, self.image_size, self.pixels)
-        if self.augment.colour:
-            square = jitter_colour(square, rng, self.augment.colour)
-        return _Sample(square, boxes, masks, has_mask, text_index, index)
+        return RegionSample(square, boxes, masks, has_mask, text_index, index)
 
-    def _visible_regions(
-        self, regions: Sequence[RegionAnnotation], crop: Crop
-    ) -> list[tuple[RegionAnnotation, np.ndarray]]:
+    def _visible_regions(self, regions: Sequence[RegionAnnotation], crop: Crop) -> _View:
         """Regions of which enough lies inside the crop, with their model-frame boxes."""
-        boxes = np.array([region.box_xyxy for region in regions], dtype=np.float64)
+        boxes = np.array([region.box_xyxy for region in regions], dtype=np.float64).reshape(-1, 4)
         inside = crop.boxes_to_model(boxes)
         sides = inside[:, 2:] - inside[:, :2]
-        full = np.prod((boxes[:, 2:] - boxes[:, :2]) * crop.scale, axis=1)
+        full = np.prod((boxes[:, 2:] - boxes[:, :2]) * crop.scale_xy, axis=1)
         visible = np.prod(sides, axis=1) / full.clip(1e-6)
-        needed = np.array([0.9 if region.is_whole_image else MIN_VISIBLE for region in regions])
+        needed = np.array(
+            [
+                MIN_VISIBLE_WHOLE_IMAGE if region.is_whole_image else MIN_VISIBLE
+                for region in regions
+            ]
+        )
         keep = (visible >= needed) & (sides.min(axis=1) >= MIN_BOX_SIDE)
-        return [(regions[i], inside[i].astype(np.float32)) for i in np.flatnonzero(keep)]
+        return [(regions[i], inside[i].astype(np.float32)) for i in np.flatnonzero(keep).tolist()]
 
-    def _choose(
-        self, regions: list[tuple[RegionAnnotation, np.ndarray]], rng: np.random.Generator
-    ) -> list[tuple[RegionAnnotation, np.ndarray]]:
+    def _choose(self, regions: _View, rng: np.random.Generator) -> _View:
         if not regions:
             return []
         weights = np.array([self._weight(region) for region, _ in regions])
@@ -154,27 +186,29 @@ class RegionDataset(Dataset[_Sample]):
     def _read(self, index: int) -> np.ndarray:
         if index in self._cache:
             return self._cache[index]
-        record = self.records[index]
-        image = cv2.imread(str(record.path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise ValueError(f"image: cannot read {record.path}")
-        if image.shape[:2] != (record.height, record.width):
-            raise ValueError(
-                f"image: {record.path} is {image.shape[:2]}, its annotation says "
-                f"{(record.height, record.width)} (height, width)"
-            )
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        image = read_image(self.records[index])
         if self.keep_images:
             self._cache[index] = image
         return image
 
 
-def _mask_box(mask: np.ndarray) -> np.ndarray:
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float32)
+def read_image(record: ImageRecord) -> np.ndarray:
+    """The image of a record, (H,W,3) uint8 RGB.
+
+    Raises:
+        FileNotFoundError: the image is missing.
+        ValueError: the image cannot be decoded or has another size than its annotation says.
+    """
+    image = load_image(record.path)
+    if image.shape[:2] != (record.height, record.width):
+        raise ValueError(
+            f"image: {record.path} is {image.shape[:2]}, its annotation says "
+            f"{(record.height, record.width)} (height, width)"
+        )
+    return image
 
 
-def collate(samples: Sequence[_Sample]) -> RegionBatch:
+def collate(samples: Sequence[RegionSample]) -> RegionBatch:
     """Stack samples along B."""
     return RegionBatch(
         images=torch.from_numpy(np.stack([sample.image for sample in samples])),
@@ -187,7 +221,7 @@ def collate(samples: Sequence[_Sample]) -> RegionBatch:
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index) forever, each epoch in its own order; starts at any batch.
+    """Yields (epoch, index) forever, each epoch in its own order; starts at any sample.
 
     Args:
         num_samples: size of the data set.
@@ -196,6 +230,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """
 
     def __init__(self, num_samples: int, *, seed: int = 0, start: int = 0) -> None:
+        if num_samples < 1:
+            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
         self.num_samples, self.seed, self.start = num_samples, seed, start
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -38,15 +40,18 @@ class ImageRecord:
     regions: tuple[RegionAnnotation, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextTable:
-    """Distinct texts that regions refer to by row, so that each is embedded once."""
+    """Distinct texts that regions refer to by row, so that each is embedded once.
+
+    counts: (texts,) how many regions refer to each row.
+    """
 
     texts: tuple[str, ...]
-    counts: np.ndarray  # (texts,) how many regions refer to each row
+    counts: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RegionBatch:
     """Augmented images with P regions each, in the model frame.
 
@@ -64,3 +69,8 @@ class RegionBatch:
     has_mask: Tensor
     text_index: Tensor
     indices: Tensor
+
+    def to(self, device: torch.device) -> RegionBatch:
+        """The same batch on another device."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return RegionBatch(**{name: getattr(self, name).to(device) for name in names})

@@ -24,7 +24,7 @@ class RegionOutputs:
     iou_scores: (R,4) float32 estimates of the IoU of each mask.
     mask_tokens: (R,4,C).
     semantic_tokens: (R,4,C), input of the text decoder.
-    semantic_embeddings: (R,4,D), in the concept space.
+    semantic_embeddings: (R,4,D), or (R,1,D) for the routed slot only, in the concept space.
     mask_index: (R,) the slot `select_mask_index` chose.
     """
 
@@ -108,7 +108,7 @@ class ImageDecoder(nn.Module):
             context: from `prepare`, of B images with a square grid.
             point_embeddings: (B,P,N,C).
             is_box: (B,P) bool, which routing rule applies.
-            all_slots: False computes the mask of the routed slot only.
+            all_slots: False computes mask and embedding of the routed slot only.
 
         Returns:
             RegionOutputs of R = B * P regions, image-major.
@@ -121,23 +121,25 @@ class ImageDecoder(nn.Module):
         semantic_tokens, iou_token, mask_tokens = tokens[:, :9].split([4, 1, 4], dim=1)
         iou_scores = self.iou_head(iou_token[:, 0]).float()
         mask_index = select_mask_index(iou_scores, is_box.flatten())
-        weights = self._mask_weights(mask_tokens, None if all_slots else mask_index)
+        weights = self._mask_weights(mask_tokens)
+        described = semantic_tokens
+        if not all_slots:
+            rows = torch.arange(len(tokens), device=tokens.device)
+            weights = weights[rows, mask_index].unsqueeze(1)
+            described = semantic_tokens[rows, mask_index].unsqueeze(1)
         return RegionOutputs(
             mask_logits=self._mask_logits(features.flatten(0, 1), weights),
             iou_scores=iou_scores,
             mask_tokens=mask_tokens,
             semantic_tokens=semantic_tokens,
-            semantic_embeddings=self.semantic_head(semantic_tokens),
+            semantic_embeddings=self.semantic_head(described),
             mask_index=mask_index,
         )
 
-    def _mask_weights(self, mask_tokens: Tensor, mask_index: Tensor | None) -> Tensor:
-        """Per-pixel weights of each mask, (R,4,C/8); with `mask_index` only the chosen, (R,1,C/8)."""
+    def _mask_weights(self, mask_tokens: Tensor) -> Tensor:
+        """Per-pixel weights of each mask, (R,4,C/8)."""
         heads = enumerate(self.mask_heads)
-        weights = torch.stack([head(mask_tokens[:, slot]) for slot, head in heads], dim=1)
-        if mask_index is None:
-            return weights
-        return weights[torch.arange(len(weights), device=weights.device), mask_index].unsqueeze(1)
+        return torch.stack([head(mask_tokens[:, slot]) for slot, head in heads], dim=1)
 
     def _mask_logits(self, features: Tensor, weights: Tensor) -> Tensor:
         """features (R,n,C) of a square grid and weights (R,slots,C/8) to logits (R,slots,4h,4w).

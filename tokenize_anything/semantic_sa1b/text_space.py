@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tokenize_anything.checkpoints import write_safetensors
 
-SOURCE_TEMPLATE = "a {}"
-TARGET_TEMPLATE = "a photo of a {}."
 
-
-def embed_texts(texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+def embed_texts(texts: Sequence[str]) -> Tensor:
     """Embed texts with MiniLM (all-MiniLM-L6-v2, Apache-2.0, D = 384), offline.
 
     Returns:
@@ -34,21 +32,35 @@ def embed_texts(texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
             "embedding texts needs the sentence encoder: pip install tokenize-anything[train]"
         ) from error
     encoder = SentenceTransformer(str(get_model_path()), device="cpu")
-    embeddings = encoder.encode(list(texts), batch_size=batch_size, show_progress_bar=True)
+    embeddings = encoder.encode(list(texts), batch_size=256, show_progress_bar=len(texts) > 1000)
     return F.normalize(torch.from_numpy(np.asarray(embeddings, dtype=np.float32)), dim=-1)
 
 
-def embed_texts_cached(texts: Sequence[str], path: str | Path) -> Tensor:
-    """`embed_texts`, kept in a safetensors file that is reused while the texts are the same."""
-    import hashlib
+def embed_texts_cached(
+    texts: Sequence[str],
+    path: str | Path,
+    embed: Callable[[Sequence[str]], Tensor] = embed_texts,
+) -> Tensor:
+    """`embed`, kept in a safetensors file that is reused while the texts are the same.
 
+    The file knows the texts, not the encoder: use another file for another `embed`. A file that is
+    damaged or of other texts is replaced.
+    """
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     path = Path(path)
-    if path.is_file():
-        stored = load_file(path)
-        if bytes(stored["digest"].tolist()).hex() == digest:
-            return stored["embeddings"]
-    embeddings = embed_texts(texts)
-    key = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
-    write_safetensors(path, {"embeddings": embeddings, "digest": key}, {})
+    stored = _read_if_current(path, digest) if path.is_file() else None
+    if stored is not None:
+        return stored
+    embeddings = embed(texts)
+    write_safetensors(path, {"embeddings": embeddings}, {"digest": digest})
     return embeddings
+
+
+def _read_if_current(path: Path, digest: str) -> Tensor | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("digest") == digest:
+                return file.get_tensor("embeddings").clone()
+    except SafetensorError:
+        return None
+    return None

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenize_anything.build import load_model
+from tokenize_anything.checkpoints import check_state
 from tokenize_anything.modeling import TAP
 
 POSITION_TABLE = "image_encoder.pos_embed"
@@ -24,11 +25,20 @@ def resize_position_table(table: Tensor, grid_size: int) -> Tensor:
 
 
 def initialize_from(model: TAP, path: str | Path) -> None:
-    """Copy weights from a model file; only the image size may differ.
+    """Copy the weights of a model file or known model into `model`; only the image size may differ.
 
     Raises:
-        RuntimeError: a weight is missing or has another shape.
+        FileNotFoundError: no such file.
+        ValueError: weights are missing or have other shapes (all are listed), or they expect other
+            pixels.
     """
-    state = load_model(path).state_dict()
+    source = load_model(path, device="cpu", dtype="float32")
+    if source.config.pixels != model.config.pixels:
+        raise ValueError(
+            f"init_from: {path} expects {source.config.pixels}, the configuration says "
+            f"{model.config.pixels}"
+        )
+    state = source.state_dict()
     state[POSITION_TABLE] = resize_position_table(state[POSITION_TABLE], model.config.grid_size)
+    check_state(model.state_dict(), state, where=f"init_from: {path}")
     model.load_state_dict(state)

@@ -62,6 +62,7 @@ def caption_loss(
         logits: (R,L,V).
         targets: (R,L) token ids.
         is_real: (R,L) bool; padding counts nothing, whatever id fills it.
+        label_smoothing: share of the target that is spread evenly over all V tokens.
     """
     losses = F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=label_smoothing

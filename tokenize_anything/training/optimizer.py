@@ -16,6 +16,7 @@ class OptimizerConfig:
     """Optimiser and schedule.
 
     peak_lr: reached after `warmup_steps`, then a cosine down to `final_lr_ratio` of it.
+    weight_decay: of all parameters but those of norm layers.
     max_grad_norm: gradients longer than this are shortened.
     """
 
@@ -25,6 +26,14 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("peak_lr", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -57,3 +66,38 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
     progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return config.peak_lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Use `value` for all parameters from now on."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, loss: torch.Tensor, max_grad_norm: float, where: str
+) -> float:
+    """One update from a scalar loss; the parameters stay as they are when it breaks.
+
+    Args:
+        optimizer: holds the parameters.
+        loss: with its graph.
+        max_grad_norm: longest gradient.
+        where: step and samples, for the error.
+
+    Returns:
+        Length of the gradient before it was shortened.
+
+    Raises:
+        FloatingPointError: loss or gradient is NaN or infinite; the message holds `where`.
+    """
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"loss is {loss.item()} at {where}")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+    if not math.isfinite(grad_norm):
+        raise FloatingPointError(f"gradient has length {grad_norm} at {where}")
+    optimizer.step()
+    return grad_norm

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,36 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from tokenize_anything.build import build_model, choose_device
 from tokenize_anything.checkpoints import save_model
 from tokenize_anything.config import PixelConfig
 from tokenize_anything.data.coco_lvis import read_regions
 from tokenize_anything.data.prompt_sampling import PromptSampler, SampledPrompts
 from tokenize_anything.data.region_dataset import EpochSampler, RegionDataset, collate
 from tokenize_anything.data.samples import RegionBatch
-from tokenize_anything.modeling import TAP, ImageContext
+from tokenize_anything.modeling import ImageContext
 from tokenize_anything.training.checkpointing import (
     ModelAverage,
     load_training_state,
+    random_state,
     save_training_state,
+    set_random_state,
 )
-from tokenize_anything.training.concept_teacher import ConceptTeacher, concept_names, has_text
+from tokenize_anything.training.concept_teacher import (
+    ConceptTeacher,
+    EmbedTexts,
+    concept_names,
+    has_text,
+)
 from tokenize_anything.training.config import PretrainConfig, save_config
+from tokenize_anything.training.csv_log import CsvLog
 from tokenize_anything.training.initialize import initialize_from
-from tokenize_anything.training.optimizer import build_optimizer, learning_rate
+from tokenize_anything.training.optimizer import (
+    build_optimizer,
+    descend,
+    learning_rate,
+    set_learning_rate,
+)
 from tokenize_anything.training.region_losses import RegionLosses, RegionTargets, region_losses
 
 logger = logging.getLogger(__name__)
@@ -54,35 +67,47 @@ def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
 class Pretrainer:
     """One stage-1 run: owns model, optimiser, schedule, average and random state.
 
-    The folder of the run holds `config.yaml`, `log.csv`, `training_state.pt` (to go on) and
-    `model.safetensors` (the averaged model, to use). `run` goes on from the state it finds.
+    The folder of the run holds `config.yaml`, `log.csv`, `concepts.safetensors`,
+    `training_state.pt` (to go on) and `model.safetensors` (the averaged model, to use). `run` goes
+    on from the state it finds.
+
+    Args:
+        config: of the run.
+        embed: text encoder that spans the concept space, n texts to (n,D).
+
+    Raises:
+        FileNotFoundError: annotations or initial weights are missing.
+        ValueError: they are damaged or do not fit the configuration.
     """
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: PretrainConfig, embed: EmbedTexts) -> None:
         self.config = config
+        self.device = choose_device(config.device)
         self.folder = Path(config.output_folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = CsvLog(self.folder / LOG_FILE, LOG_COLUMNS)
         torch.manual_seed(config.seed)
         records, texts = read_regions(config.data.annotation_files, config.data.image_folder)
         self.dataset = RegionDataset(
             records, texts, config.model.image_size, config.augment, config.sampling,
             config.model.pixels, config.seed, keep_images=True,
         )  # fmt: skip
-        names = concept_names(config.data.annotation_files, texts.texts)
         self.teacher = ConceptTeacher(
-            texts.texts, names, self.folder / "text_embeddings.safetensors",
+            texts.texts, concept_names(config.data.annotation_files, texts.texts), embed,
             teacher_scale=config.teacher_scale, student_scale=config.student_scale,
         )  # fmt: skip
-        self.model = TAP(
-            config.model, drop_path=config.drop_path, decoder_dropout=config.decoder_dropout
-        )
+        self._check_concept_space()
+        self.model = build_model(
+            config.model, device=self.device, drop_path=config.drop_path,
+            decoder_dropout=config.decoder_dropout,
+        )  # fmt: skip
         self.model.text_decoder.requires_grad_(False)
         if config.init_from is not None:
             initialize_from(self.model, config.init_from)
         self.average = ModelAverage(self.model, config.ema_decay)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.prompts = PromptSampler(config.model.image_size, config.prompts)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.encode = self.model.encode_images
         if config.compile_encoder:
             self.encode = torch.compile(self.encode)
@@ -92,67 +117,96 @@ class Pretrainer:
         """Train to the last step. Returns the path of the averaged model."""
         if (self.folder / STATE_FILE).is_file():
             self._load()
+        self.log.rewind(self.step)
         save_config(self.config, self.folder / CONFIG_FILE)
         self.teacher.vocabulary.save(self.folder / CONCEPTS_FILE)
-        batches = iter(self._loader())
-        progress = tqdm(total=self.config.num_steps, initial=self.step, desc="stage 1", mininterval=5)
-        try:
-            while self.step < self.config.num_steps:
-                row = self.train_step(next(batches))
+        batches, last = iter(self._loader()), self.config.last_step
+        with tqdm(total=last, initial=self.step, desc="stage 1", mininterval=5) as progress:
+            while self.step < last:
+                row = self.train_step(next(batches).to(self.device))
                 progress.update()
                 if self.step % self.config.log_every == 0:
-                    self._log(row)
+                    self.log.append(self.step, row)
                     progress.set_postfix({key: f"{row[key]:.3f}" for key in ("loss", "mean_iou")})
-                if self.step % self.config.save_every == 0 or self.step == self.config.num_steps:
+                if self.step % self.config.save_every == 0 or self.step == last:
                     self.save()
-        finally:
-            progress.close()
         return self.folder / MODEL_FILE
 
     def train_step(self, batch: RegionBatch) -> dict[str, float]:
-        """One update. Raises FloatingPointError with the images' places when the loss breaks."""
+        """One update on a batch on the model's device. Returns the values of the log's columns.
+
+        Raises:
+            FloatingPointError: loss or gradient is NaN or infinite; the message names the images.
+        """
         self.model.train()
         lr = learning_rate(self.step, self.config.num_steps, self.config.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         loss, parts = self.losses(batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at step {self.step}, images {batch.indices.tolist()}"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.optimizer.max_grad_norm
-        )
-        self.optimizer.step()
+        names = [self.dataset.records[index].path.name for index in batch.indices.tolist()]
+        where = f"step {self.step}, images {names}"
+        grad_norm = descend(self.optimizer, loss, self.config.optimizer.max_grad_norm, where)
         self.average.update(self.model)
         self.step += 1
-        return {**parts, "loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr}
+        return {**parts, "loss": loss.item(), "grad_norm": grad_norm, "lr": lr}
 
     def losses(self, batch: RegionBatch) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a batch over both prompt stages, and its parts by name."""
-        batch_size, per_image = batch.has_mask.shape
-        targets = self._targets(batch)
-        boxes, masks = batch.boxes_xyxy.flatten(0, 1), batch.masks.flatten(0, 1)
+        """Loss of a batch, the mean of its prompt stages, and the parts of the first by name."""
+        targets, shape = self._targets(batch), batch.has_mask.shape
+        boxes = batch.boxes_xyxy.flatten(0, 1)
         probability = self.config.prompts.box_probability
-        is_box = torch.rand(len(boxes), generator=self.generator) < probability
-        prompts = self.prompts.first(boxes, masks, is_box, self.generator)
-        with torch.autocast(
-            "cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"
-        ):
+        draws = torch.rand(len(boxes), generator=self.generator, device=self.device)
+        prompts = self.prompts.first(boxes, targets.masks, draws < probability, self.generator)
+        with self._autocast():
             pixels = normalize_pixels(batch.images, self.config.model.pixels)
             context = self.model.prepare_regions(self.encode(pixels))
-            first, logits = self._stage(context, prompts, targets, (batch_size, per_image))
-            stages = [first]
-            if self._coin(self.config.second_stage_probability):
-                prompts = self._second_prompts(prompts, logits, masks)
-                stages.append(self._stage(context, prompts, targets, (batch_size, per_image))[0])
-        total = sum((self._weighted(stage) for stage in stages), torch.zeros(()))
-        return total / len(stages), {
+        first, logits = self._stage(context, prompts, targets, shape)
+        totals = [self._weighted(first)]
+        if self._coin(self.config.second_stage_probability):
+            prompts = self._second_prompts(prompts, logits, targets.masks)
+            # A region known by its box alone offers no mask to click on, so no second prompt.
+            targets = dataclasses.replace(targets, has_text=targets.has_text & targets.has_mask)
+            totals.append(self._weighted(self._stage(context, prompts, targets, shape)[0]))
+        return torch.stack(totals).mean(), {
             "mask": first.mask.item(), "iou": first.iou.item(),
             "concept": first.concept.item(), "mean_iou": first.mean_iou.item(),
         }  # fmt: skip
+
+    def save(self) -> None:
+        """Write the state to go on from, and the averaged model."""
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average.model.state_dict(),
+            "num_updates": self.average.num_updates,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "random": random_state(self.device),
+        }
+        save_training_state(self.folder / STATE_FILE, state)
+        save_model(self.average.model, self.folder / MODEL_FILE)
+
+    def _load(self) -> None:
+        state = load_training_state(self.folder / STATE_FILE)
+        self.model.load_state_dict(state["model"])
+        self.average.model.load_state_dict(state["average"])
+        self.average.num_updates = state["num_updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        set_random_state(state["random"], self.device)
+        self.step = state["step"]
+        logger.info("going on from step %d of %s", self.step, self.folder)
+
+    def _check_concept_space(self) -> None:
+        width = self.teacher.vocabulary.weights.shape[0]
+        if width != self.config.model.semantic_dim:
+            raise ValueError(
+                f"model.semantic_dim: expected {width}, the width of the text embeddings, got "
+                f"{self.config.model.semantic_dim}"
+            )
+
+    def _autocast(self) -> torch.autocast:
+        is_low = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_low)
 
     def _weighted(self, stage: RegionLosses) -> Tensor:
         config = self.config
@@ -167,13 +221,14 @@ class Pretrainer:
         context: ImageContext,
         prompts: SampledPrompts,
         targets: RegionTargets,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
     ) -> tuple[RegionLosses, Tensor]:
-        outputs = self.model.decode_regions(
-            context, prompts.coords_xy.unflatten(0, shape), prompts.labels.unflatten(0, shape)
-        )
+        """Losses of one stage of prompts, and the supervised mask logits (R,4h,4w), detached."""
+        coords, labels = prompts.coords_xy.unflatten(0, shape), prompts.labels.unflatten(0, shape)
+        with self._autocast():
+            outputs = self.model.decode_regions(context, coords, labels)
         stage = region_losses(outputs, targets, prompts.is_box, self.teacher.vocabulary)
-        rows = torch.arange(len(outputs))
+        rows = torch.arange(len(outputs), device=self.device)
         return stage, outputs.mask_logits.detach()[rows, stage.slot]
 
     def _second_prompts(
@@ -197,7 +252,8 @@ class Pretrainer:
         )
 
     def _coin(self, probability: float) -> bool:
-        return float(torch.rand((), generator=self.generator)) < probability
+        draw = torch.rand((), generator=self.generator, device=self.device)
+        return float(draw) < probability
 
     def _loader(self) -> DataLoader[Any]:
         start = self.step * self.config.batch_size
@@ -208,39 +264,6 @@ class Pretrainer:
             collate_fn=collate,
             num_workers=self.config.num_workers,
             prefetch_factor=4 if self.config.num_workers else None,
+            # Its own, because the loader would draw from the one that dropout uses.
+            generator=torch.Generator(),
         )
-
-    def save(self) -> None:
-        """Write the state to go on from, and the averaged model."""
-        state = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "average": self.average.model.state_dict(),
-            "num_updates": self.average.num_updates,
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "torch_rng": torch.get_rng_state(),
-        }
-        save_training_state(self.folder / STATE_FILE, state)
-        save_model(self.average.model, self.folder / MODEL_FILE)
-
-    def _load(self) -> None:
-        state = load_training_state(self.folder / STATE_FILE)
-        self.model.load_state_dict(state["model"])
-        self.average.model.load_state_dict(state["average"])
-        self.average.num_updates = state["num_updates"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["torch_rng"])
-        self.step = state["step"]
-        logger.info("going on from step %d of %s", self.step, self.folder)
-
-    def _log(self, row: dict[str, float]) -> None:
-        path = self.folder / LOG_FILE
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if is_new:
-                writer.writerow(("step", *LOG_COLUMNS))
-            values = (row[column] for column in LOG_COLUMNS)
-            writer.writerow((self.step, *(f"{v:.6g}" if math.isfinite(v) else v for v in values)))

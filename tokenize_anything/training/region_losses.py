@@ -13,9 +13,15 @@ from tokenize_anything.modeling import RegionOutputs
 from tokenize_anything.training import losses
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RegionTargets:
-    """Truth for R regions: masks (R,m,m) bool, has_mask (R,), teacher_log_probs (R,K), has_text (R,)."""
+    """Truth for R regions.
+
+    masks: (R,m,m) bool, covering the model frame.
+    has_mask: (R,) bool; mask and IoU losses leave the others out.
+    teacher_log_probs: (R,K).
+    has_text: (R,) bool; the concept loss leaves the others out.
+    """
 
     masks: Tensor
     has_mask: Tensor
@@ -23,9 +29,13 @@ class RegionTargets:
     has_text: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RegionLosses:
-    """Scalars of one stage, and the supervised slot of each region."""
+    """Scalars of one stage, each a mean over the regions it applies to (0 where there are none).
+
+    mean_iou: of the thresholded masks of the supervised slots, for the log.
+    slot: (R,) int64, the supervised slot.
+    """
 
     mask: Tensor
     iou: Tensor
@@ -37,10 +47,17 @@ class RegionLosses:
 def region_losses(
     outputs: RegionOutputs, targets: RegionTargets, is_box: Tensor, vocabulary: ConceptVocabulary
 ) -> RegionLosses:
-    """Compare all outputs of R prompts with their truth.
+    """Compare all outputs of R prompts with their truth, at the resolution of the true masks.
 
     Mask and concept losses fall on the supervised slot only (see `supervised_slot`), the IoU
-    regression on all four (mean squared error to the IoU of each thresholded mask).
+    regression on all four (mean squared error to the IoU of each thresholded mask). The slot of a
+    click is chosen at the resolution of the logits.
+
+    Args:
+        outputs: of R prompts, all slots.
+        targets: the truth.
+        is_box: (R,) bool, whether the prompt started from a box.
+        vocabulary: the student's classifier.
     """
     logits = outputs.mask_logits.float()
     size = targets.masks.shape[-1]

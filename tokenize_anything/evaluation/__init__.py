@@ -1,0 +1,1 @@
+"""Evaluation: each evaluator yields (metric, value) pairs."""

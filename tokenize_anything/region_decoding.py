@@ -1,0 +1,171 @@
+"""Prompts on one encoded photo: decoded in chunks that fit into memory, and brought to its size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenize_anything.config import NUM_MASK_SLOTS, TAPConfig
+from tokenize_anything.image_transform import ImageFrame, restore_masks
+from tokenize_anything.modeling import TAP, RegionOutputs
+from tokenize_anything.prompts import PointPrompts
+
+REGION_MEMORY = 256 * 2**20  # bytes of decoder activations held at once
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """One encoded photo: a value that the caller keeps and passes on.
+
+    features: (C,h,w) on the device and in the dtype of the model.
+    frame: how the photo was scaled and padded.
+    """
+
+    features: Tensor
+    frame: ImageFrame
+
+    @property
+    def original_hw(self) -> tuple[int, int]:
+        """Height and width of the photo in pixels."""
+        return self.frame.original_hw
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """The routed outputs of one photo, without words.
+
+    masks: (R,H,W) bool, original pixels.
+    iou_scores, mask_index: (R,).
+    semantic_tokens: (R,C).
+    semantic_embeddings: (R,D).
+    """
+
+    masks: np.ndarray
+    iou_scores: Tensor
+    semantic_tokens: Tensor
+    semantic_embeddings: Tensor
+    mask_index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+def count_regions_in_memory(model: TAP) -> int:
+    """How many prompts fit into REGION_MEMORY on the CPU, and four times that elsewhere."""
+    config = model.config
+    values = config.grid_size**2 * config.decoder_dim * 8  # features, their keys, upscaled maps
+    size = torch.finfo(model.dtype).bits // 8
+    memory = REGION_MEMORY if model.device.type == "cpu" else 4 * REGION_MEMORY
+    return max(1, memory // (values * size))
+
+
+def check_encoded(encoded: Any, config: TAPConfig) -> None:
+    """Check that a photo was encoded by a model of this size.
+
+    Raises:
+        TypeError: not an EncodedImage.
+        ValueError: another size.
+    """
+    if not isinstance(encoded, EncodedImage):
+        raise TypeError(
+            f"encoded: expected an EncodedImage, got {type(encoded).__name__}; encode_images makes "
+            "one from a photo"
+        )
+    expected = (config.decoder_dim, config.grid_size, config.grid_size)
+    found, side = tuple(encoded.features.shape), encoded.frame.padded_size
+    if found != expected or side != config.image_size:
+        raise ValueError(
+            f"encoded: expected features {expected} of a square of {config.image_size} pixels, got "
+            f"{found} of {side}; encode the photo with this predictor"
+        )
+
+
+def decode_regions(
+    model: TAP, encoded: EncodedImage, prompts: PointPrompts, *, chunk: int, all_slots: bool
+) -> RegionOutputs:
+    """Decode all prompts into one record, see `decode_chunks`."""
+    parts = list(decode_chunks(model, encoded, prompts, chunk=chunk, all_slots=all_slots))
+    joined = RegionOutputs.concatenate([outputs for _, outputs in parts])
+    if (prompts.num_points == prompts.labels.shape[1]).all():
+        return joined  # in order already
+    order = _original_order([rows for rows, _ in parts], joined.mask_index.device)
+    fields = [field.name for field in dataclasses.fields(RegionOutputs)]
+    return RegionOutputs(**{name: getattr(joined, name)[order] for name in fields})
+
+
+def decode_image(
+    model: TAP, encoded: EncodedImage, prompts: PointPrompts, *, chunk: int
+) -> DecodedImage:
+    """Decode the routed slot of all prompts and restore their masks, see `decode_chunks`."""
+    masks = np.empty((len(prompts), *encoded.original_hw), dtype=bool)
+    all_rows, parts = [], []
+    for rows, outputs in decode_chunks(model, encoded, prompts, chunk=chunk, all_slots=False):
+        masks[rows] = restore_masks(outputs.mask_logits, encoded.frame)
+        fields = (outputs.iou_scores, outputs.semantic_tokens, outputs.semantic_embeddings)
+        parts.append([outputs.select(field) for field in fields] + [outputs.mask_index])
+        all_rows.append(rows)
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    order = _original_order(all_rows, columns[0].device)
+    return DecodedImage(masks, *(column[order] for column in columns))
+
+
+def decode_chunks(
+    model: TAP, encoded: EncodedImage, prompts: PointPrompts, *, chunk: int, all_slots: bool
+) -> Iterator[tuple[np.ndarray, RegionOutputs]]:
+    """Yield rows of prompts and their outputs, at most `chunk` at once; at least one yield.
+
+    Only prompts with the same number of points are decoded together, since a point more is a
+    token more, and what a region gets must not depend on its neighbours.
+
+    Args:
+        model: in evaluation mode.
+        encoded: checked with `check_encoded`.
+        prompts: original pixels, checked to lie in the photo.
+        chunk: at least 1; it changes memory, never the result.
+        all_slots: False computes the mask of the routed slot only.
+    """
+    if len(prompts) == 0:
+        yield np.zeros(0, np.int64), _no_regions(model, NUM_MASK_SLOTS if all_slots else 1)
+        return
+    coords = torch.from_numpy(encoded.frame.to_model_frame(prompts.coords_xy)).to(model.device)
+    labels = torch.from_numpy(prompts.labels.copy()).to(model.device)
+    features = encoded.features.to(model.device, model.dtype).unsqueeze(0)
+    context = model.prepare_regions(features)
+    for num_points in np.unique(prompts.num_points).tolist():
+        alike = np.flatnonzero(prompts.num_points == num_points)
+        for start in range(0, len(alike), chunk):
+            rows = alike[start : start + chunk]
+            yield (
+                rows,
+                model.decode_regions(
+                    context,
+                    coords[rows, :num_points].unsqueeze(0),
+                    labels[rows, :num_points].unsqueeze(0),
+                    all_slots=all_slots,
+                ),
+            )
+
+
+def _original_order(rows: list[np.ndarray], device: torch.device) -> Tensor:
+    """Where to find each prompt after its chunks were joined, (R,)."""
+    return torch.from_numpy(np.argsort(np.concatenate(rows))).to(device)
+
+
+def _no_regions(model: TAP, num_slots: int) -> RegionOutputs:
+    """What the decoder would say about no prompt; kernels differ on how they take empty tensors."""
+    config, side = model.config, 4 * model.config.grid_size
+    reference = torch.zeros(0, device=model.device, dtype=model.dtype)
+    return RegionOutputs(
+        mask_logits=reference.new_zeros(0, num_slots, side, side),
+        iou_scores=reference.new_zeros(0, NUM_MASK_SLOTS, dtype=torch.float32),
+        mask_tokens=reference.new_zeros(0, NUM_MASK_SLOTS, config.decoder_dim),
+        semantic_tokens=reference.new_zeros(0, NUM_MASK_SLOTS, config.decoder_dim),
+        semantic_embeddings=reference.new_zeros(0, NUM_MASK_SLOTS, config.semantic_dim),
+        mask_index=reference.new_zeros(0, dtype=torch.int64),
+    )

@@ -1,0 +1,80 @@
+"""Train the built-in model: tokenizer, stage 1 in phases, stage 2, and one file with all of it.
+
+    python tools/train_tap_tiny.py --data DIR --out OUT
+
+DIR holds train.json, train_boxes.json and images/. What is finished in OUT is not done again, and a
+phase that was stopped goes on where it was saved. The result is OUT/tap_tiny.safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tokenize_anything.build import load_model
+from tokenize_anything.checkpoints import save_model
+from tokenize_anything.companions import Companions
+from tokenize_anything.concepts import ConceptVocabulary
+from tokenize_anything.semantic_sa1b.text_space import embed_texts_cached
+from tokenize_anything.text_tokenizer import TextTokenizer
+from tokenize_anything.training import pretrain
+from tokenize_anything.training.caption_finetune import CaptionTrainer
+from tokenize_anything.training.caption_tokenizer import train_caption_tokenizer
+from tokenize_anything.training.config import CaptionConfig, PretrainConfig, load_config
+
+CONFIGS = Path(__file__).parent / "configs"
+STAGE1 = tuple(CONFIGS / f"tap_tiny_stage1{phase}.yaml" for phase in "abc")
+STAGE2 = CONFIGS / "tap_tiny_stage2.yaml"
+StageConfig = TypeVar("StageConfig", PretrainConfig, CaptionConfig)
+
+
+def read_config(kind: type[StageConfig], path: Path, data: Path, out: Path) -> StageConfig:
+    """Read a configuration and put its relative paths under the folders of this run."""
+    config = load_config(kind, path)
+    files = tuple(str(data / file) for file in config.data.annotation_files)
+    data_config = dataclasses.replace(
+        config.data, annotation_files=files, image_folder=str(data / config.data.image_folder)
+    )
+    places = {
+        name: str(out / getattr(config, name))
+        for name in ("output_folder", "init_from", "text_tokenizer")
+        if getattr(config, name, None) is not None
+    }
+    return dataclasses.replace(config, data=data_config, **places)
+
+
+def train(data: Path, out: Path, stage1: Sequence[Path], stage2: Path) -> Path:
+    """Run all phases in order. Returns the path of the packed model."""
+    out.mkdir(parents=True, exist_ok=True)
+    embed = functools.partial(embed_texts_cached, path=out / "text_embeddings.safetensors")
+    for path in stage1:
+        pretrain.Pretrainer(read_config(PretrainConfig, path, data, out), embed).run()
+    config = read_config(CaptionConfig, stage2, data, out)
+    if not Path(config.text_tokenizer).is_file():
+        train_caption_tokenizer(config.data.annotation_files, config.text_tokenizer)
+    trained = CaptionTrainer(config).run()
+    concepts = ConceptVocabulary.load(Path(config.init_from).with_name(pretrain.CONCEPTS_FILE))
+    companions = Companions(concepts, TextTokenizer.from_file(config.text_tokenizer))
+    tensors, metadata = companions.pack()
+    model = load_model(trained, device="cpu", dtype="float32")
+    packed = out / "tap_tiny.safetensors"
+    return save_model(model, packed, dtype="float16", metadata=metadata, extra_tensors=tensors)
+
+
+def main() -> None:
+    """Read the arguments and train."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the annotated photos")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--stage1", type=Path, nargs="+", default=STAGE1, help="YAML, in order")
+    parser.add_argument("--stage2", type=Path, default=STAGE2, help="YAML")
+    arguments = parser.parse_args()
+    print(train(arguments.data, arguments.out, arguments.stage1, arguments.stage2))
+
+
+if __name__ == "__main__":
+    main()
