@@ -240,21 +240,22 @@ def test_a_tokenizer_is_named_by_its_path(source: Any, outcome: Any) -> None:
         check_tokenizer_source(source)
 
 
+def test_parts_may_be_left_out() -> None:
+    check_companions(tiny_config(), None, None)
+    check_companions(tiny_config(), make_vocabulary(), tiny_tokenizer())
+
+
 @pytest.mark.parametrize(
-    ("concepts", "tokenizer", "outcome"),
+    ("concepts", "tokenizer", "kind", "words"),
     [
-        (None, None, nullcontext()),
-        (make_vocabulary(), tiny_tokenizer(), nullcontext()),
-        (make_vocabulary(dim=DIM + 1), None, pytest.raises(
-            ValueError, match=rf"concepts: expected weights of {DIM} rows.* got {DIM + 1}; use th")),
-        ("c.pkl", None, pytest.raises(
-            TypeError, match=r"concepts: expected a ConceptVocabulary, got str; ConceptVocabulary.l")),
-        (None, "t.model", pytest.raises(
-            TypeError, match=r"text_tokenizer: expected a TextTokenizer, got str; TextTokenizer.fr")),
+        (make_vocabulary(dim=31), None, ValueError, rf"concepts: expected weights of {DIM} rows"),
+        (make_vocabulary(dim=31), None, ValueError, r"got 31; use the vocabulary made for it"),
+        ("a.pkl", None, TypeError, r"concepts: expected a ConceptVocabulary, got str; Concept"),
+        (None, "a.model", TypeError, r"text_tokenizer: expected a TextTokenizer, got str; TextTok"),
     ],
-)  # fmt: skip
-def test_parts_must_fit_the_model(concepts: Any, tokenizer: Any, outcome: Any) -> None:
-    with outcome:
+)
+def test_parts_must_fit_the_model(concepts: Any, tokenizer: Any, kind: Any, words: str) -> None:
+    with pytest.raises(kind, match=words):
         check_companions(tiny_config(), concepts, tokenizer)
 
 

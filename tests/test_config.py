@@ -130,7 +130,7 @@ def test_configs_are_frozen_and_keyword_only() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TAPConfig().text_depth = 3  # type: ignore[misc]
     with pytest.raises(TypeError, match="positional"):
-        TAPConfig(1024)  # type: ignore[misc]
+        TAPConfig(1024)  # type: ignore[call-arg]
 
 
 def test_presets_are_the_four_models() -> None:

@@ -168,7 +168,7 @@ def read_sketch(path: str) -> np.ndarray:
                 return alpha > 0
         if upright.mode.startswith(("I", "F")):  # 16 or 32 bits, which 8 bits would round to 0
             return np.asarray(upright) != 0
-    return rgb.any(axis=2)
+    return np.asarray(rgb.any(axis=2))
 
 
 def _parse_point(text: str) -> PointOption:

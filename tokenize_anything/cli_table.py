@@ -6,6 +6,9 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tokenize_anything.regions import RegionPredictions
 
 _GAP = "  "
@@ -77,7 +80,8 @@ def _facts(regions: RegionPredictions, names: Sequence[str]) -> list[_Column]:
     return columns
 
 
-def _number_column(title: str, rows: Sequence[Sequence[float]]) -> _Column:
+def _number_column(title: str, rows: NDArray[np.float32]) -> _Column:
+    """(R,k) numbers, k lines in a cell."""
     return _Column(title, [[f"{value:.2f}" for value in row] for row in rows], is_number=True)
 
 

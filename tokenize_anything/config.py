@@ -82,7 +82,9 @@ class TAPConfig:
             raise ValueError("TAPConfig: " + "; ".join(problems))
 
     def _sizes(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pixels"}
+        return {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pixels"
+        }
 
     def _cross_field_problems(self) -> list[str]:
         rules = [
@@ -158,7 +160,8 @@ def _refuse_unknown_keys(values: Mapping[str, Any], kind: type, where: str) -> N
 def tap_tiny() -> TAPConfig:
     """The built-in model: trained on a laptop, shipped inside the package."""
     return TAPConfig(
-        image_size=512,
+        image_size=384,
+        window_size=8,
         encoder_dim=192,
         encoder_depth=12,
         encoder_heads=3,
@@ -169,7 +172,7 @@ def tap_tiny() -> TAPConfig:
         text_dim=256,
         text_depth=4,
         text_mlp_dim=1024,
-        vocabulary_size=8000,
+        vocabulary_size=3812,
     )
 
 

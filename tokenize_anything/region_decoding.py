@@ -166,6 +166,6 @@ def _no_regions(model: TAP, num_slots: int) -> RegionOutputs:
         iou_scores=reference.new_zeros(0, NUM_MASK_SLOTS, dtype=torch.float32),
         mask_tokens=reference.new_zeros(0, NUM_MASK_SLOTS, config.decoder_dim),
         semantic_tokens=reference.new_zeros(0, NUM_MASK_SLOTS, config.decoder_dim),
-        semantic_embeddings=reference.new_zeros(0, NUM_MASK_SLOTS, config.semantic_dim),
+        semantic_embeddings=reference.new_zeros(0, num_slots, config.semantic_dim),
         mask_index=reference.new_zeros(0, dtype=torch.int64),
     )

@@ -27,7 +27,7 @@ from tokenize_anything.training.caption_tokenizer import train_caption_tokenizer
 from tokenize_anything.training.config import CaptionConfig, PretrainConfig, load_config
 
 CONFIGS = Path(__file__).parent / "configs"
-STAGE1 = tuple(CONFIGS / f"tap_tiny_stage1{phase}.yaml" for phase in "abc")
+STAGE1 = tuple(CONFIGS / f"tap_tiny_stage1{phase}.yaml" for phase in "abcdefg")
 STAGE2 = CONFIGS / "tap_tiny_stage2.yaml"
 StageConfig = TypeVar("StageConfig", PretrainConfig, CaptionConfig)
 

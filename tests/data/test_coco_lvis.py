@@ -132,7 +132,7 @@ def test_drawn_photos_are_read(tmp_path: Path) -> None:
     assert sorted(set(texts.texts) & set(SHAPES)) == sorted(SHAPES)
 
 
-# --- refused ---------------------------------------------------------------------------------------
+# --- refused -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def value_at(mask: Tensor, coords_xy: Tensor) -> Tensor:
     return mask[rows, columns]
 
 
-# --- pixels ----------------------------------------------------------------------------------------
+# --- pixels --------------------------------------------------------------------------------------
 
 
 def test_pixels_are_drawn_from_the_mask_without_replacement() -> None:
@@ -94,7 +94,7 @@ def test_coordinates_are_pixel_centres_in_the_model_frame() -> None:
     torch.testing.assert_close(coords, torch.tensor([expected]))
 
 
-# --- boxes -----------------------------------------------------------------------------------------
+# --- boxes ---------------------------------------------------------------------------------------
 
 
 def test_boxes_grow_by_the_cut_noise_and_never_shrink() -> None:
@@ -120,7 +120,7 @@ def test_no_noise_keeps_boxes() -> None:
     torch.testing.assert_close(jitter_boxes(boxes, config, generator()), boxes, rtol=0, atol=0)
 
 
-# --- first stage -----------------------------------------------------------------------------------
+# --- first stage ---------------------------------------------------------------------------------
 
 
 MASKS = torch.stack([LEFT, MIDDLE, EMPTY])
@@ -143,7 +143,7 @@ def test_first_stage_is_two_corners_or_a_click_and_a_pad() -> None:
     assert prompts.coords_xy[1, 1].tolist() == [-0.5, -0.5]
 
 
-# --- corrections -----------------------------------------------------------------------------------
+# --- corrections ---------------------------------------------------------------------------------
 
 
 def corrected(predicted: Tensor, seed: int = 0) -> tuple[SampledPrompts, SampledPrompts]:
@@ -205,7 +205,7 @@ def test_one_to_eight_corrections_equally_often() -> None:
     assert np.abs(frequency - 100).max() < 45
 
 
-# --- fresh clicks ----------------------------------------------------------------------------------
+# --- fresh clicks --------------------------------------------------------------------------------
 
 
 def test_two_to_nine_fresh_clicks_and_a_pad() -> None:
@@ -225,7 +225,7 @@ def test_two_to_nine_fresh_clicks_and_a_pad() -> None:
     assert np.abs(frequency - 50).max() < 32
 
 
-# --- all of it -------------------------------------------------------------------------------------
+# --- all of it -----------------------------------------------------------------------------------
 
 
 def test_the_seed_decides_everything_and_inputs_stay() -> None:

@@ -161,8 +161,7 @@ def test_iou_scores_are_float32_in_low_precision(dtype: torch.dtype) -> None:
     features, grid, points, is_box = make_inputs()
     exact = run(decoder, features, grid, points, is_box)
     decoder.to(dtype)
-    inputs = (tensor.to(dtype) for tensor in (features, grid, points))
-    outputs = run(decoder, *inputs, is_box)
+    outputs = run(decoder, features.to(dtype), grid.to(dtype), points.to(dtype), is_box)
     assert outputs.iou_scores.dtype == torch.float32
     for name in FIELDS:
         value, wanted = getattr(outputs, name), getattr(exact, name)

@@ -85,7 +85,7 @@ def test_sharing_gives_the_gradients_of_repeating() -> None:
         else:
             repeated = features.repeat_interleave(PROMPTS, 0)
             outputs = run(transformer, tokens.reshape(-1, 1, TOKENS, DIM), repeated, codes)
-        sum(output.flatten(0, 1).sin().sum() for output in outputs).backward()
+        torch.stack([output.sin().sum() for output in outputs]).sum().backward()
         gradients.append(
             {name: p.grad for name, p in transformer.named_parameters() if p.grad is not None}
         )

@@ -120,9 +120,12 @@ def _caption_metrics(tally: _Tally) -> Iterator[tuple[str, float]]:
         return
     yield "described regions", float(len(tally.captions))
     yield "caption CIDEr", cider(tally.captions, tally.references)
-    yield "best constant caption CIDEr", max(
-        cider([constant] * len(tally.references), tally.references)
-        for constant in _candidate_constants(tally.references)
+    yield (
+        "best constant caption CIDEr",
+        max(
+            cider([constant] * len(tally.references), tally.references)
+            for constant in _candidate_constants(tally.references)
+        ),
     )
 
 

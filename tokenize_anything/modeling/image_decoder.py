@@ -152,9 +152,10 @@ class ImageDecoder(nn.Module):
         x = F.gelu(self.upscale_norm(x))
         x = F.gelu(_upscale(x, self.upscale2))  # (R,n,4,4,C/8)
         logits = x.flatten(1, 3) @ weights.transpose(1, 2)  # (R,n*16,slots)
-        logits = logits.reshape(len(features), side, side, 2, 2, 2, 2, -1)
+        count, slots = weights.shape[:2]
+        logits = logits.reshape(count, side, side, 2, 2, 2, 2, slots)
         logits = logits.permute(0, 7, 1, 3, 5, 2, 4, 6)  # slots, then rows, then columns
-        return logits.reshape(len(features), -1, 4 * side, 4 * side)
+        return logits.reshape(count, slots, 4 * side, 4 * side)
 
 
 def _upscale(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:

@@ -127,7 +127,8 @@ class ImageEncoder(nn.Module):
             CrossWindowBlock(dim) for _ in range(NUM_CROSS_WINDOW_BLOCKS)
         )
         self.neck = nn.Sequential(
-            ConvNorm(dim, config.decoder_dim, 1), ConvNorm(config.decoder_dim, config.decoder_dim, 3)
+            ConvNorm(dim, config.decoder_dim, 1),
+            ConvNorm(config.decoder_dim, config.decoder_dim, 3),
         )
 
     def forward(self, pixels: Tensor) -> Tensor:

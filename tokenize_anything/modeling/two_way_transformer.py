@@ -82,7 +82,6 @@ class ProjectedAttention(nn.Module):
         Args:
             projected_codes: (heads,head_dim,n), the features' position codes through `k_proj`.
         """
-        # The bias of k_proj adds the same to all scores of a query, so softmax cancels it.
         query = self.split_heads(self.q_proj(tokens) * self.scale)  # (B,P,heads,T,head_dim)
         scores = self.folded_scores(query, self.k_proj.weight, features, projected_codes)
         mean = (scores.softmax(dim=-1) @ features).unflatten(2, (self.num_heads, -1))
@@ -112,6 +111,9 @@ class ProjectedAttention(nn.Module):
     ) -> Tensor:
         """Scores of queries (B,P,heads,T,head_dim) against `weight` applied to coded features.
 
+        Args:
+            projected_codes: from `project_codes`; they carry the bias that goes with `weight`.
+
         Returns:
             (B,P,heads*T,n).
         """
@@ -126,9 +128,9 @@ class ProjectedAttention(nn.Module):
         )
         return scores.unflatten(0, (batch, prompts))
 
-    def project_codes(self, codes: Tensor, weight: Tensor) -> Tensor:
-        """Position codes (n,C) through `weight`, (heads,head_dim,n)."""
-        return self.split_weight(weight) @ codes.transpose(0, 1)
+    def project_codes(self, codes: Tensor, projection: nn.Linear) -> Tensor:
+        """Position codes (n,C) through `projection` and its bias, (heads,head_dim,n)."""
+        return self.split_heads(projection(codes)).transpose(-1, -2)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(…,L,inner) to (…,heads,L,head_dim)."""
@@ -159,8 +161,8 @@ class TwoWayBlock(nn.Module):
         """Project what all prompts share: of features (B,n,C) and codes (n,C)."""
         read, write = self.token_to_image, self.image_to_token
         return BlockContext(
-            read.project_codes(codes, read.k_proj.weight),
-            write.project_codes(codes, write.q_proj.weight),
+            read.project_codes(codes, read.k_proj),
+            write.project_codes(codes, write.q_proj),
         )
 
     def forward(
@@ -197,10 +199,9 @@ class TwoWayBlock(nn.Module):
     def _write_scores(self, keys: Tensor, features: Tensor, context: BlockContext) -> Tensor:
         """Scores (B,P,heads,T,n) of keys (B,P,heads,T,head_dim) for each feature as a query."""
         attention = self.image_to_token
-        bias = keys @ attention.split_weight(attention.q_proj.bias).unsqueeze(-1)
         weight = attention.q_proj.weight
         scores = attention.folded_scores(keys, weight, features, context.write_queries)
-        return scores.unflatten(2, keys.shape[2:4]) + bias
+        return scores.unflatten(2, keys.shape[2:4])
 
 
 class FirstTwoWayBlock(TwoWayBlock):
@@ -258,7 +259,7 @@ class TwoWayTransformer(nn.Module):
         return ImageContext(
             features.unsqueeze(1),
             tuple(block.prepare(features, codes) for block in self.blocks),
-            final.project_codes(codes, final.k_proj.weight),
+            final.project_codes(codes, final.k_proj),
         )
 
     def forward(self, tokens: Tensor, context: ImageContext) -> tuple[Tensor, Tensor]:

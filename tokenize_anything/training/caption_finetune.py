@@ -25,6 +25,7 @@ from tokenize_anything.training.checkpointing import (
 )
 from tokenize_anything.training.config import CaptionConfig, save_config
 from tokenize_anything.training.csv_log import CsvLog
+from tokenize_anything.training.initialize import POSITION_TABLE, resize_position_table
 from tokenize_anything.training.losses import caption_loss
 from tokenize_anything.training.optimizer import (
     build_optimizer,
@@ -168,6 +169,8 @@ class CaptionTrainer:
         model = load_model(
             config.init_from, device=self.device, dtype="float32", text_dropout=config.text_dropout
         )
+        if config.image_size is not None:
+            model = self._resized(model, config.image_size)
         if config.fresh_text_decoder:
             sizes = dataclasses.replace(model.config, vocabulary_size=pieces)
             fresh = build_model(sizes, device=self.device, text_dropout=config.text_dropout)
@@ -179,6 +182,14 @@ class CaptionTrainer:
                 f"choose its own tokenizer, or set fresh_text_decoder to start with a new decoder"
             )
         return model
+
+    def _resized(self, model: TAP, image_size: int) -> TAP:
+        sizes = dataclasses.replace(model.config, image_size=image_size)
+        resized = build_model(sizes, device=self.device, text_dropout=self.config.text_dropout)
+        state = model.state_dict()
+        state[POSITION_TABLE] = resize_position_table(state[POSITION_TABLE], sizes.grid_size)
+        resized.load_state_dict(state)
+        return resized
 
     def _place(self, picks: np.ndarray) -> str:
         """Step and images, for the error of a broken loss."""

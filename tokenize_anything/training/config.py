@@ -38,6 +38,9 @@ class PretrainConfig:
     """Stage 1: masks, IoU and concepts.
 
     init_from: a model to start from; its position table is resized to `model.image_size`.
+    sine_positions: scale of a sine table added to the position table at the start (see
+        `sine_position_table`); 0 adds none.
+    dice_weight: of the dice loss beside 20 times the focal loss; the paper has 1.
     num_steps: length of the learning-rate schedule.
     stop_step: end the run here, before the end of the schedule; None goes to the end.
     teacher_scale and student_scale: logit scales of the two concept classifiers.
@@ -54,12 +57,14 @@ class PretrainConfig:
     prompts: PromptSamplingConfig = field(default_factory=PromptSamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     init_from: str | None = None
+    sine_positions: float = 0.0
     batch_size: int = 16
     num_steps: int = 5000
     stop_step: int | None = None
     drop_path: float = 0.1
     decoder_dropout: float = 0.1
     mask_weight: float = 1.0
+    dice_weight: float = 1.0
     concept_weight: float = 1.0
     iou_weight: float = 1.0
     teacher_scale: float = 30.0
@@ -101,6 +106,7 @@ class CaptionConfig:
 
     init_from: the model of stage 1.
     text_tokenizer: a SentencePiece file.
+    image_size: the size to use the model at, its position table resized; None keeps its own.
     fresh_text_decoder: start with a new text decoder, made for the pieces of the tokenizer;
         otherwise that of `init_from` goes on, and the tokenizer must have as many pieces.
     device: "cpu", "cuda", "mps", or "auto".
@@ -110,6 +116,7 @@ class CaptionConfig:
     output_folder: str
     init_from: str
     text_tokenizer: str
+    image_size: int | None = None
     fresh_text_decoder: bool = False
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(peak_lr=1e-3, weight_decay=0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,3 +43,30 @@ def initialize_from(model: TAP, path: str | Path) -> None:
     state[POSITION_TABLE] = resize_position_table(state[POSITION_TABLE], model.config.grid_size)
     check_state(model.state_dict(), state, where=f"init_from: {path}")
     model.load_state_dict(state)
+
+
+def sine_position_table(grid_size: int, dim: int) -> Tensor:
+    """Sines and cosines of column and row, (grid_size², dim) float32 (He et al. 2022, MAE).
+
+    The image decoder carves masks out of encoder features, so these must say where they are. An
+    encoder that starts from MAE weights knows; one that starts from noise learns it very slowly.
+
+    Raises:
+        ValueError: dim is no multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"dim: expected a multiple of 4, got {dim}")
+    frequencies = 10000.0 ** -(torch.arange(dim // 4) / (dim // 4))
+    angles = torch.arange(grid_size)[:, None] * frequencies  # (g, dim/4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (g, dim/2)
+    columns = axis.expand(grid_size, -1, -1)
+    rows = axis[:, None].expand(-1, grid_size, -1)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1)
+
+
+@torch.no_grad()
+def add_sine_positions(model: TAP, scale: float) -> None:
+    """Add `scale` times the sine table to the encoder's position table, in place."""
+    config = model.config
+    table = sine_position_table(config.grid_size, config.encoder_dim)
+    model.image_encoder.pos_embed.add_(table.to(model.device, model.dtype), alpha=scale)

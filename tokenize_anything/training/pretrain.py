@@ -36,7 +36,7 @@ from tokenize_anything.training.concept_teacher import (
 )
 from tokenize_anything.training.config import PretrainConfig, save_config
 from tokenize_anything.training.csv_log import CsvLog
-from tokenize_anything.training.initialize import initialize_from
+from tokenize_anything.training.initialize import add_sine_positions, initialize_from
 from tokenize_anything.training.optimizer import (
     build_optimizer,
     descend,
@@ -104,6 +104,8 @@ class Pretrainer:
         self.model.text_decoder.requires_grad_(False)
         if config.init_from is not None:
             initialize_from(self.model, config.init_from)
+        if config.sine_positions:
+            add_sine_positions(self.model, config.sine_positions)
         self.average = ModelAverage(self.model, config.ema_decay)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.prompts = PromptSampler(config.model.image_size, config.prompts)
@@ -227,7 +229,10 @@ class Pretrainer:
         coords, labels = prompts.coords_xy.unflatten(0, shape), prompts.labels.unflatten(0, shape)
         with self._autocast():
             outputs = self.model.decode_regions(context, coords, labels)
-        stage = region_losses(outputs, targets, prompts.is_box, self.teacher.vocabulary)
+        stage = region_losses(
+            outputs, targets, prompts.is_box, self.teacher.vocabulary,
+            dice_weight=self.config.dice_weight,
+        )  # fmt: skip
         rows = torch.arange(len(outputs), device=self.device)
         return stage, outputs.mask_logits.detach()[rows, stage.slot]
 

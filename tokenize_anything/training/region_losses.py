@@ -45,7 +45,12 @@ class RegionLosses:
 
 
 def region_losses(
-    outputs: RegionOutputs, targets: RegionTargets, is_box: Tensor, vocabulary: ConceptVocabulary
+    outputs: RegionOutputs,
+    targets: RegionTargets,
+    is_box: Tensor,
+    vocabulary: ConceptVocabulary,
+    *,
+    dice_weight: float = 1.0,
 ) -> RegionLosses:
     """Compare all outputs of R prompts with their truth, at the resolution of the true masks.
 
@@ -58,6 +63,7 @@ def region_losses(
         targets: the truth.
         is_box: (R,) bool, whether the prompt started from a box.
         vocabulary: the student's classifier.
+        dice_weight: of the dice loss beside 20 times the focal loss.
     """
     logits = outputs.mask_logits.float()
     size = targets.masks.shape[-1]
@@ -65,19 +71,20 @@ def region_losses(
     truth = targets.masks.float()
     with torch.no_grad():
         low_truth = F.adaptive_avg_pool2d(truth.unsqueeze(1), logits.shape[-1])
-        slot_losses = losses.mask_loss(logits, low_truth.expand_as(logits))
+        low_truth = low_truth.expand_as(logits)
+        slot_losses = losses.mask_loss(logits, low_truth, dice_weight=dice_weight)
         slot = losses.supervised_slot(slot_losses, is_box)
         full = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
         actual_iou = losses.mask_iou(full, truth.unsqueeze(1).expand_as(full))
     chosen = F.interpolate(
         logits[rows, slot].unsqueeze(1), size=(size, size), mode="bilinear", align_corners=False
     )
-    mask = _mean_where(losses.mask_loss(chosen[:, 0], truth), targets.has_mask)
+    mask_losses = losses.mask_loss(chosen[:, 0], truth, dice_weight=dice_weight)
     iou_errors = (outputs.iou_scores - actual_iou).square().mean(dim=1)
     student = vocabulary.log_probs(outputs.semantic_embeddings[rows, slot])
     concept = losses.concept_loss(student, targets.teacher_log_probs)
     return RegionLosses(
-        mask=mask,
+        mask=_mean_where(mask_losses, targets.has_mask),
         iou=_mean_where(iou_errors, targets.has_mask),
         concept=_mean_where(concept, targets.has_text),
         mean_iou=_mean_where(actual_iou[rows, slot], targets.has_mask),

@@ -1,0 +1,130 @@
+"""Parameter groups, the schedule, and an update that refuses broken numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import tiny_tap
+from tokenize_anything.training.optimizer import (
+    OptimizerConfig,
+    build_optimizer,
+    descend,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
+
+
+def is_norm(name: str) -> bool:
+    """Whether a parameter belongs to a norm layer, by the names of the model."""
+    parts = name.split(".")
+    # ConvNorm is a pair: 0 the convolution, 1 the BatchNorm
+    is_batch_norm = parts[0] == "image_encoder" and parts[-2] == "1" and parts[1] != "blocks"
+    return is_batch_norm or any("norm" in part for part in parts[:-1])
+
+
+def test_every_trainable_parameter_is_in_one_group_and_norms_are_not_decayed() -> None:
+    model = tiny_tap().requires_grad_(True)
+    model.text_decoder.requires_grad_(False)
+    decayed, kept = parameter_groups(model, 0.3)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [[names[id(p)] for p in group["params"]] for group in (decayed, kept)]  # type: ignore[attr-defined]
+    trainable = [name for name in names.values() if not name.startswith("text_decoder.")]
+    assert sorted(groups[0] + groups[1]) == sorted(trainable)
+    assert sorted(groups[1]) == sorted(name for name in trainable if is_norm(name))
+    assert "image_encoder.blocks.0.mlp.fc1.bias" in groups[0]  # biases are decayed
+    assert "image_encoder.pos_embed" in groups[0]
+    assert "image_encoder.neck.0.1.weight" in groups[1]
+
+
+def test_the_optimizer_takes_its_settings() -> None:
+    config = OptimizerConfig(peak_lr=0.02, weight_decay=0.3, betas=(0.8, 0.95))
+    optimizer = build_optimizer(nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5)), config)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    groups = [(g["weight_decay"], g["betas"], g["lr"]) for g in optimizer.param_groups]
+    assert groups == [(0.3, (0.8, 0.95), 0.02), (0.0, (0.8, 0.95), 0.02)]
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+SCHEDULE = OptimizerConfig(peak_lr=0.8, warmup_steps=4, final_lr_ratio=0.1)
+
+
+@pytest.mark.parametrize(
+    "step, expected",
+    [
+        (0, 0.2),
+        (1, 0.4),
+        (3, 0.8),
+        (4, 0.8),
+        (9, 0.8 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))),
+        (14, 0.8 * 0.55),
+        (24, 0.08),
+        (99, 0.08),
+    ],
+)
+def test_warm_up_then_cosine(step: int, expected: float) -> None:
+    assert learning_rate(step, 24, SCHEDULE) == pytest.approx(expected)
+
+
+def test_a_schedule_without_warm_up_starts_at_the_peak() -> None:
+    config = OptimizerConfig(peak_lr=0.8, warmup_steps=0)
+    assert learning_rate(0, 10, config) == 0.8
+    assert learning_rate(10, 10, config) == pytest.approx(0.008)
+
+
+def make_problem() -> tuple[nn.Linear, torch.optim.SGD, torch.Tensor]:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    return layer, torch.optim.SGD(layer.parameters(), lr=0.1), torch.randn(5, 3)
+
+
+def test_a_step_shortens_long_gradients_and_reports_their_length() -> None:
+    layer, optimizer, x = make_problem()
+    before = [p.detach().clone() for p in layer.parameters()]
+    loss = 100 * layer(x).square().sum()
+    grads = torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True)
+    length = float(torch.cat([grad.flatten() for grad in grads]).norm())
+    assert descend(optimizer, loss, 2.0, "here") == pytest.approx(length, rel=1e-5)
+    for old, new, grad in zip(before, layer.parameters(), grads, strict=True):
+        torch.testing.assert_close(new.detach(), old - 0.1 * grad * 2.0 / length, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_loss_is_refused_before_it_changes_anything(value: float) -> None:
+    layer, optimizer, x = make_problem()
+    before = layer.weight.detach().clone()
+    with pytest.raises(
+        FloatingPointError, match=r"loss is (nan|inf) at step 3, images \['a.jpg'\]"
+    ):
+        descend(optimizer, layer(x).sum() * value, 1.0, "step 3, images ['a.jpg']")
+    assert torch.equal(layer.weight, before)
+
+
+def test_a_broken_gradient_is_refused_before_it_changes_anything() -> None:
+    layer, optimizer, x = make_problem()
+    before = layer.weight.detach().clone()
+    loss = (layer(x) * 0).sum().sqrt()  # the slope of a square root at 0
+    with pytest.raises(FloatingPointError, match="gradient has length nan at step 3"):
+        descend(optimizer, loss, 1.0, "step 3")
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"peak_lr": 0.0}, "peak_lr: expected more than 0, got 0.0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm: expected more than 0"),
+        ({"warmup_steps": -1}, "warmup_steps: expected at least 0, got -1"),
+        ({"weight_decay": -0.1}, "weight_decay: expected at least 0"),
+    ],
+)
+def test_impossible_settings_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**values)
