@@ -246,7 +246,7 @@ def test_to_coco() -> None:
 
 def test_to_coco_is_read_by_pycocotools() -> None:
     pytest.importorskip("pycocotools", reason="pycocotools is not installed")
-    from pycocotools.coco import COCO  # noqa: PLC0415
+    from pycocotools.coco import COCO
 
     regions = make()[:2]
     coco = COCO()
@@ -345,7 +345,7 @@ def test_damaged_json(text: str, message: str) -> None:
 
 
 def test_draw_is_the_overlay_of_drawing() -> None:
-    from tokenize_anything.drawing import draw_regions  # noqa: PLC0415
+    from tokenize_anything.drawing import draw_regions
 
     image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
     drawn = make().draw(image, alpha=0.3)

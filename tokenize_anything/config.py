@@ -94,10 +94,13 @@ class TAPConfig:
             (self.encoder_dim % self.encoder_heads == 0,
              f"encoder_dim must be a multiple of encoder_heads, got {self.encoder_dim} and "
              f"{self.encoder_heads}"),
-            (self.encoder_depth % 4 == 0, f"encoder_depth must be a multiple of 4, got {self.encoder_depth}"),
-            (self.decoder_dim % 32 == 0, f"decoder_dim must be a multiple of 32, got {self.decoder_dim}"),
+            (self.encoder_depth % 4 == 0,
+             f"encoder_depth must be a multiple of 4, got {self.encoder_depth}"),
+            (self.decoder_dim % 32 == 0,
+             f"decoder_dim must be a multiple of 32, got {self.decoder_dim}"),
             (self.text_dim % 64 == 0, f"text_dim must be a multiple of 64, got {self.text_dim}"),
-            (self.max_text_length >= 3, f"max_text_length must be at least 3, got {self.max_text_length}"),
+            (self.max_text_length >= 3,
+             f"max_text_length must be at least 3, got {self.max_text_length}"),
         ]  # fmt: skip
         return [message for holds, message in rules if not holds]
 

@@ -341,7 +341,7 @@ def masks_to_polygons(masks: ArrayLike) -> list[list[NDArray[np.float32]]]:
         For each mask its outlines, largest area first, each (P,2) float32 x, y of pixel positions.
         Outlines of fewer than 3 points (single pixels and lines) are left out.
     """
-    import cv2  # noqa: PLC0415  keeps the facts importable with NumPy alone
+    import cv2
 
     polygons = []
     for mask in require_masks("masks", masks):

@@ -82,7 +82,7 @@ def _category_id(names: Sequence[str], category_ids: Mapping[str, int] | None) -
 def to_supervision(regions: RegionPredictions) -> supervision.Detections:
     """Detections, see `RegionPredictions.to_supervision`."""
     try:
-        import supervision  # noqa: PLC0415  optional
+        import supervision
     except ImportError as error:
         raise ImportError(
             "to_supervision needs the package supervision: pip install tokenize-anything[app]"

@@ -226,7 +226,7 @@ class RegionPredictions:
             options: see `tokenize_anything.drawing.draw_regions`.
         """
         # The one import down the layers: drawing reads records, and this is its shortcut.
-        from tokenize_anything.drawing import draw_regions  # noqa: PLC0415
+        from tokenize_anything.drawing import draw_regions
 
         return draw_regions(image_rgb, self, **options)
 

@@ -35,9 +35,10 @@ def environment(device: str, argv: list[str]) -> dict[str, str]:
 
 
 def append_row(
-    path: str, facts: dict[str, str], model: str, dtype: str, what: str, value: float, unit: str
+    path: str, facts: dict[str, str], subject: tuple[str, str], result: tuple[str, float, str]
 ) -> None:
-    """Append one measurement and print it."""
+    """Append one measurement (what, value, unit) of a subject (model, dtype) and print it."""
+    (model, dtype), (what, value, unit) = subject, result
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     is_new = not file.exists()

@@ -1,6 +1,6 @@
 """Score a model on COCO-style regions and append the figures to a CSV.
 
-    python tools/evaluate_regions.py --model tap_tiny --annotations DIR/val.json --images DIR/images
+python tools/evaluate_regions.py --model tap_tiny --annotations DIR/val.json --images DIR/images
 """
 
 from __future__ import annotations

@@ -26,13 +26,17 @@ def plain_cider(captions, references):
                 frequency.update({gram for text in row for gram in ngrams(text, size)})
 
             def vector(text, size=size, frequency=frequency):
-                weight = {g: math.log(total) - math.log(max(1, frequency[g])) for g in ngrams(text, size)}
+                weight = {
+                    g: math.log(total) - math.log(max(1, frequency[g])) for g in ngrams(text, size)
+                }
                 return {g: count * weight[g] for g, count in ngrams(text, size).items()}
 
             candidate = vector(caption)
             for text in texts:
                 reference = vector(text)
-                dot = sum(min(candidate[g], reference.get(g, 0)) * reference.get(g, 0) for g in candidate)
+                dot = sum(
+                    min(candidate[g], reference.get(g, 0)) * reference.get(g, 0) for g in candidate
+                )
                 norms = math.sqrt(sum(v * v for v in candidate.values()))
                 norms *= math.sqrt(sum(v * v for v in reference.values()))
                 gap = len(caption.split()) - len(text.split())
@@ -54,7 +58,9 @@ def test_perfect_captions_score_ten_and_wrong_ones_nothing():
 
 
 def test_counts_must_agree():
-    with pytest.raises(ValueError, match=r"captions: expected one for each of 2 reference rows, got 1"):
+    with pytest.raises(
+        ValueError, match=r"captions: expected one for each of 2 reference rows, got 1"
+    ):
         cider(["a"], [["a"], ["b"]])
 
 

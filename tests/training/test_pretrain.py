@@ -99,7 +99,7 @@ def test_a_finished_run_is_left_as_it_is(folder: Path, tmp_path: Path) -> None:
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818
     """Stands for whatever ends a process."""
 
 

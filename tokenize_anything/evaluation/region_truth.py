@@ -50,8 +50,9 @@ def read_true_images(annotations: str | Path, image_folder: str | Path) -> list[
     by_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd") and annotation.get("segmentation"):
-            annotation = {**annotation, "name": names.get(annotation.get("category_id", -1))}
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
+            name = names.get(annotation.get("category_id", -1))
+            named = {**annotation, "name": name}
+            by_image.setdefault(annotation["image_id"], []).append(named)
     images = [
         (Path(image_folder) / image["file_name"], by_image[image["id"]])
         for image in content["images"]
@@ -69,8 +70,8 @@ def read_true_images(annotations: str | Path, image_folder: str | Path) -> list[
 
 def load_true_images(images: list[tuple[Path, Any]]) -> Iterator[TrueImage]:
     """Decode the masks of each photo, one photo at a time; empty masks are left out."""
-    for path, annotations in images:
-        regions = [_true_region(annotation) for annotation in annotations]
+    for path, raw_regions in images:
+        regions = [_true_region(annotation) for annotation in raw_regions]
         yield TrueImage(path, tuple(region for region in regions if region.mask.any()))
 
 

@@ -142,7 +142,7 @@ class ImageDecoder(nn.Module):
         return torch.stack([head(mask_tokens[:, slot]) for slot, head in heads], dim=1)
 
     def _mask_logits(self, features: Tensor, weights: Tensor) -> Tensor:
-        """features (R,n,C) of a square grid and weights (R,slots,C/8) to logits (R,slots,4h,4w).
+        """Features (R,n,C) of a square grid and weights (R,slots,C/8) to logits (R,slots,4h,4w).
 
         A transposed convolution whose kernel equals its stride is one matrix product per cell, so
         channels stay last and only the finished logits are put in image order.

@@ -17,6 +17,7 @@ def partition_windows(tokens: Tensor, window_size: int) -> Tensor:
 
     Args:
         tokens: (B,h,w,E), h and w multiples of the window size.
+        window_size: cells on a side.
 
     Returns:
         (B * windows, window_size², E); windows and the tokens inside them are row-major.
@@ -72,6 +73,7 @@ class WindowAttention(nn.Module):
         self.position_bias = RelativePositionBias(num_heads, window_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attend within each window (B * windows, w², E)."""
         batch, num_tokens, dim = x.shape
         qkv = self.qkv(x).reshape(batch, num_tokens, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (windows, heads, tokens, head_dim)
@@ -93,6 +95,7 @@ class EncoderBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform windows; the shape stays."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -105,9 +108,10 @@ class CrossWindowBlock(nn.Module):
         self.conv1 = ConvNorm(dim, dim // 2, 1)
         self.conv2 = ConvNorm(dim // 2, dim // 2, 3)
         self.conv3 = ConvNorm(dim // 2, dim, 1)
-        nn.init.zeros_(self.conv3[1].weight)  # each bottleneck starts as the identity
+        self.conv3.set_scale(0.0)  # each bottleneck starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform a map; the shape stays."""
         return x + self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
 
 

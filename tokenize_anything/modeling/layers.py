@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ class MLP(nn.Module):
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform vectors (…,dim); the shape stays."""
         return self.fc2(self.activation(self.fc1(x)))
 
 
@@ -26,9 +29,10 @@ class PredictionHead(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, out_dim: int) -> None:
         super().__init__()
         dims = (dim, hidden_dim, hidden_dim, out_dim)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims, dims[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Predict from tokens (…,dim): (…,out_dim)."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
@@ -46,6 +50,7 @@ class DropPath(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
+        """Drop samples of a branch (Z,…); the identity in evaluation mode."""
         if self.p == 0.0 or not self.training:
             return x
         keep = 1.0 - self.p
@@ -61,3 +66,7 @@ class ConvNorm(nn.Sequential):
             nn.Conv2d(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=False),
             nn.BatchNorm2d(out_dim),
         )
+
+    def set_scale(self, scale: float) -> None:
+        """Set the scale of the norm for all channels."""
+        nn.init.constant_(self.get_submodule("1").get_parameter("weight"), scale)

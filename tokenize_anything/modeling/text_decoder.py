@@ -61,7 +61,7 @@ class TextBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """x (R,L,E): the whole sequence without a cache, else the positions after `cache.length`."""
+        """Transform (R,L,E): a whole sequence, or with a cache the positions after its length."""
         x = x + self.dropout(self._attend(self.norm1(x), cache, layer))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
@@ -92,6 +92,7 @@ class TextDecoder(nn.Module):
     def __init__(self, config: TAPConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.max_text_length = config.max_text_length
+        self.num_heads = config.text_heads
         self.visual_proj = nn.Linear(config.decoder_dim, config.text_dim, bias=False)
         self.word_embedding = nn.Embedding(config.vocabulary_size, config.text_dim)
         self.blocks = nn.ModuleList(TextBlock(config, dropout) for _ in range(config.text_depth))
@@ -121,12 +122,9 @@ class TextDecoder(nn.Module):
 
     def start_cache(self, semantic_tokens: Tensor) -> KVCache:
         """Allocate a cache for (R,C) semantic tokens and fill in position 0, the visual token."""
-        block = self.blocks[0]
-        dim = self.visual_proj.out_features
-        shape = (
-            len(self.blocks), semantic_tokens.shape[0], block.num_heads, self.max_text_length,
-            dim // block.num_heads,
-        )  # fmt: skip
+        head_dim = self.visual_proj.out_features // self.num_heads
+        rows = semantic_tokens.shape[0]
+        shape = (len(self.blocks), rows, self.num_heads, self.max_text_length, head_dim)
         cache = KVCache(semantic_tokens.new_zeros(shape), semantic_tokens.new_zeros(shape))
         self._advance(self.visual_proj(semantic_tokens).unsqueeze(1), cache)
         return cache

@@ -16,7 +16,9 @@ identities of linear algebra; the results differ from the plain order by roundin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +81,7 @@ class ProjectedAttention(nn.Module):
     def attend_own(self, tokens: Tensor, features: Tensor, projected_codes: Tensor) -> Tensor:
         """Attend from tokens (B,P,T,C) to features (B,P,n,C) that belong to each prompt.
 
-        Args:
-            projected_codes: (heads,head_dim,n), the features' position codes through `k_proj`.
+        The features' position codes come projected, (heads,head_dim,n), from `project_codes`.
         """
         query = self.split_heads(self.q_proj(tokens) * self.scale)  # (B,P,heads,T,head_dim)
         scores = self.folded_scores(query, self.k_proj.weight, features, projected_codes)
@@ -91,8 +92,7 @@ class ProjectedAttention(nn.Module):
     def mix_into(self, features: Tensor, scores: Tensor, tokens: Tensor) -> Tensor:
         """Add to features (B,P or 1,n,C) what they read from tokens (B,P,T,C).
 
-        Args:
-            scores: (B,P,heads,T,n), before the softmax over T.
+        The scores are (B,P,heads,T,n), before the softmax over T.
         """
         batch, prompts = tokens.shape[:2]
         output = self.proj.weight.unflatten(1, (self.num_heads, -1)).permute(1, 2, 0)
@@ -111,11 +111,8 @@ class ProjectedAttention(nn.Module):
     ) -> Tensor:
         """Scores of queries (B,P,heads,T,head_dim) against `weight` applied to coded features.
 
-        Args:
-            projected_codes: from `project_codes`; they carry the bias that goes with `weight`.
-
-        Returns:
-            (B,P,heads*T,n).
+        The codes come from `project_codes` and carry the bias that goes with `weight`. Returns
+        (B,P,heads*T,n).
         """
         batch, prompts, _, num_tokens = queries.shape[:4]
         by_head = queries.movedim(2, 0).flatten(1, 3)  # (heads,B*P*T,head_dim)
@@ -211,6 +208,7 @@ class FirstTwoWayBlock(TwoWayBlock):
     """
 
     def prepare(self, features: Tensor, codes: Tensor) -> BlockContext:
+        """Project features (B,n,C) with their codes (n,C), once for all prompts."""
         read, write = self.token_to_image, self.image_to_token
         return BlockContext(
             read.split_heads(read.k_proj(features + codes)),
@@ -256,9 +254,10 @@ class TwoWayTransformer(nn.Module):
             codes: (n,C) position codes of the grid.
         """
         final = self.final_token_to_image
+        blocks = cast(Iterable[TwoWayBlock], self.blocks)
         return ImageContext(
             features.unsqueeze(1),
-            tuple(block.prepare(features, codes) for block in self.blocks),
+            tuple(block.prepare(features, codes) for block in blocks),
             final.project_codes(codes, final.k_proj),
         )
 
