@@ -99,8 +99,8 @@ def test_all_problems_are_named_at_once() -> None:
     ("facts", "raises"),
     [
         ({"mean": [1, 2, 3]}, nullcontext()),
-        ({"mean": (1.0, 2.0)}, refused("mean: expected 3 numbers, one per channel, got 2")),
-        ({"std": (1.0, 2.0, 3.0, 4.0)}, refused("std: expected 3 numbers, one per channel, got 4")),
+        ({"mean": (1.0, 2.0)}, refused("mean: expected 3 finite numbers, one per channel, got (1.0, 2.0)")),
+        ({"std": (1.0, 2.0, 3.0, 4.0)}, refused("std: expected 3 finite numbers, one per channel, got (1.0")),
         ({"std": (1.0, 0.0, 2.0)}, refused("std: expected three positive numbers, got")),
         ({"channel_order": "GRB"}, refused("channel_order: expected 'BGR' or 'RGB', got 'GRB'")),
     ],
@@ -137,3 +137,19 @@ def test_presets_are_the_four_models() -> None:
     assert list(PRESETS) == ["tap_tiny", "tap_vit_b", "tap_vit_l", "tap_vit_h"]
     depths = [PRESETS[name]().encoder_depth for name in PRESETS]
     assert depths == [12, 12, 24, 32]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[1]", "config: expected keys with values"),
+        ("5", "config: expected keys with values"),
+        ('{"pixels": null}', "config: expected keys with values, pixels too"),
+        ('{"pixels": {"mean": 5}}', "mean: expected 3 finite numbers, one per channel, got 5"),
+        ('{"pixels": {"mean": [1, 2, NaN]}}', "mean: expected 3 finite numbers"),
+        ('{"pixels": {"std": [1, 2]}}', "std: expected 3 finite numbers"),
+    ],
+)
+def test_json_of_another_shape_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TAPConfig.from_json(text)

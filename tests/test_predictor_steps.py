@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +59,6 @@ def regions(predictor: TAPPredictor, photo: np.ndarray, prompts: PointPrompts) -
         photo, prompts=prompts, top_k=3
     )
     return found
-
-
-@pytest.fixture
-def _one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def with_chunk(predictor: TAPPredictor, region_chunk: int) -> TAPPredictor:
-    return TAPPredictor(
-        predictor.model,
-        concepts=predictor.concepts,
-        text_tokenizer=predictor.text_tokenizer,
-        region_chunk=region_chunk,
-    )
 
 
 # --- steps --------------------------------------------------------------------------------------

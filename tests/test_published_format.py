@@ -256,7 +256,7 @@ BROKEN: dict[str, tuple[Callable[[Arrays], Any], str]] = {
     "empty": (put(TOKENS, np.zeros((43, 0))), rf"{TOKENS} is \(43, 0\), expected 2 axes, none"),
     "value": (put("image_encoder.norm.bias", "x"), r"image_encoder.norm.bias is a str, expected"),
     "reciprocal": (put("pixel_rsig", np.array([1.0, 0, 1])), r"pixel_rsig: expected three pos"),
-    "mean": (put("pixel_mean", np.zeros(4)), r"mean: expected 3 numbers"),
+    "mean": (put("pixel_mean", np.zeros(4)), r"mean: expected 3 finite numbers"),
     "grid": (
         put("image_encoder.pos_embed.weight", np.zeros((35, 22))),
         r"pos_embed.weight: expected a square number of entries, got 35",

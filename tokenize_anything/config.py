@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -139,17 +140,22 @@ class TAPConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TAPConfig:
         """Build from plain values; unknown keys are errors."""
-        values = dict(values)
-        pixels = values.pop("pixels", {})
+        pixels = values.get("pixels", {}) if isinstance(values, Mapping) else None
+        if not isinstance(pixels, Mapping):
+            raise ValueError(f"config: expected keys with values, pixels too, got {values!r:.60}")
+        values = {key: value for key, value in values.items() if key != "pixels"}
         _refuse_unknown_keys(values, cls, "config")
         _refuse_unknown_keys(pixels, PixelConfig, "config.pixels")
         return cls(**values, pixels=PixelConfig(**pixels))
 
 
 def _as_triple(name: str, values: Any) -> tuple[float, float, float]:
-    numbers = tuple(float(value) for value in values)
-    if len(numbers) != 3:
-        raise ValueError(f"{name}: expected 3 numbers, one per channel, got {len(numbers)}")
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{name}: expected 3 finite numbers, one per channel, got {values!r}")
     return numbers[0], numbers[1], numbers[2]
 
 

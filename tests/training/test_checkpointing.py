@@ -21,7 +21,7 @@ from tokenize_anything.training.csv_log import CsvLog
 
 CPU = torch.device("cpu")
 
-# --- average -----------------------------------------------------------------------------------
+# --- average ---------------------------------------------------------------------------------
 
 
 def make_model() -> nn.Sequential:
@@ -62,7 +62,7 @@ def test_the_average_is_a_model_of_its_own_for_use() -> None:
     assert first.data_ptr() != next(model.parameters()).data_ptr()
 
 
-# --- random numbers ----------------------------------------------------------------------------
+# --- random numbers --------------------------------------------------------------------------
 
 
 def test_random_numbers_go_on_where_they_were() -> None:
@@ -72,7 +72,7 @@ def test_random_numbers_go_on_where_they_were() -> None:
     assert torch.equal(torch.rand(5), first)
 
 
-# --- files -------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------
 
 
 def test_a_state_comes_back(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_missing_state_is_named(tmp_path: Path) -> None:
         load_training_state(tmp_path / "state.pt")
 
 
-# --- log ---------------------------------------------------------------------------------------
+# --- log -------------------------------------------------------------------------------------
 
 
 def write_log(path: Path, steps: range) -> CsvLog:

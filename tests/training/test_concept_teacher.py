@@ -25,7 +25,7 @@ def make_teacher() -> ConceptTeacher:
     return ConceptTeacher(TEXTS, NAMES, embed_by_hash, teacher_scale=30.0, student_scale=40.0)
 
 
-# --- teacher -------------------------------------------------------------------------------------
+# --- teacher -----------------------------------------------------------------------------------
 
 
 def test_the_vocabulary_is_the_scaled_source_template() -> None:
@@ -62,7 +62,7 @@ def test_all_texts_are_embedded_in_one_call() -> None:
     assert calls == [7]
 
 
-# --- names ---------------------------------------------------------------------------------------
+# --- names -------------------------------------------------------------------------------------
 
 
 def test_names_are_the_categories_that_occur(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_data_without_names_is_refused(tmp_path: Path) -> None:
         concept_names([file], ["a view"])
 
 
-# --- embeddings on disk --------------------------------------------------------------------------
+# --- embeddings on disk ------------------------------------------------------------------------
 
 
 class Counting:

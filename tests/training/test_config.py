@@ -32,7 +32,7 @@ def from_yaml(tmp_path: Path, text: str) -> PretrainConfig:
     return load_config(PretrainConfig, tmp_path / "run.yaml")
 
 
-# --- round trips -------------------------------------------------------------------------------
+# --- round trips -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_run_may_stop_before_the_end_of_its_schedule() -> None:
     assert (config.last_step, config.num_steps) == (15, 30)
 
 
-# --- refused -----------------------------------------------------------------------------------
+# --- refused ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_a_run_may_stop_before_the_end_of_its_schedule() -> None:
         ({"stop_step": 5001}, r"stop_step: expected 1 to num_steps = 5000, got 5001"),
         ({"stop_step": 0}, r"stop_step: expected 1 to num_steps"),
         (
-            {"sampling": {"mask_stride": 3}},
-            r"mask_stride: expected a divisor of model\.image_size 512",
+            {"sampling": {"mask_stride": 5}},
+            r"mask_stride: expected a divisor of model\.image_size 384",
         ),
     ],
 )

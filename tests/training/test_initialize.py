@@ -131,3 +131,34 @@ def test_sine_positions_are_added_at_their_scale() -> None:
     added = model.image_encoder.pos_embed.detach() - before
     table = sine_position_table(model.config.grid_size, model.config.encoder_dim)
     torch.testing.assert_close(added, 2.5 * table, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid_size, dim", [(3, 8), (5, 12)])
+def test_sine_positions_equal_plain_loops(grid_size: int, dim: int) -> None:
+    table = sine_position_table(grid_size, dim)
+    assert table.shape == (grid_size**2, dim)
+    quarter = dim // 4
+    for row in range(grid_size):
+        for column in range(grid_size):
+            code = table[row * grid_size + column].tolist()
+            for axis, position in enumerate((column, row)):  # columns first
+                for i in range(quarter):
+                    angle = position / 10000 ** (i / quarter)
+                    start = axis * dim // 2
+                    assert code[start + i] == pytest.approx(np.sin(angle), abs=1e-6)
+                    assert code[start + quarter + i] == pytest.approx(np.cos(angle), abs=1e-6)
+
+
+def test_sine_positions_are_added_to_the_position_table() -> None:
+    config = tiny_config(encoder_dim=24)
+    model, before = tiny_tap(config), tiny_tap(config).state_dict()
+    add_sine_positions(model, 4.0)
+    expected = before[POSITION_TABLE] + 4 * sine_position_table(6, 24)
+    torch.testing.assert_close(model.image_encoder.pos_embed.detach(), expected)
+    for name, value in model.state_dict().items():
+        assert name == POSITION_TABLE or torch.equal(value, before[name]), name
+
+
+def test_sine_positions_need_whole_quarters() -> None:
+    with pytest.raises(ValueError, match="dim: expected a multiple of 4, got 22"):
+        sine_position_table(3, 22)

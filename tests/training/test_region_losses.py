@@ -82,6 +82,15 @@ def test_all_parts_equal_their_definition() -> None:
         assert float(getattr(result, name)) == pytest.approx(sum(values) / R, rel=1e-5), name
 
 
+def test_the_dice_loss_has_its_weight() -> None:
+    outputs, targets = make_outputs(), make_targets()
+    every = torch.ones(R, dtype=torch.bool)  # boxes, so that the slot does not depend on it
+    logits = torch.stack([enlarge(outputs.mask_logits[row, 0]) for row in range(R)])
+    expected = mask_loss(logits, targets.masks.float(), dice_weight=5.0).mean()
+    result = region_losses(outputs, targets, every, VOCABULARY, dice_weight=5.0)
+    torch.testing.assert_close(result.mask, expected)
+
+
 def test_a_click_supervises_the_slot_with_the_best_mask_and_a_box_slot_0() -> None:
     masks = torch.zeros(R, HIGH, HIGH, dtype=torch.bool)
     masks[:, 2:6, 0:4] = True

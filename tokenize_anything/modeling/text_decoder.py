@@ -44,7 +44,14 @@ class KVCache:
 
     def select(self, rows: Tensor) -> KVCache:
         """Keep or repeat rows of the batch: `rows` (R') int64 indices or (R,) bool."""
-        return KVCache(self.keys[:, rows], self.values[:, rows], self.length)
+        return KVCache(self._take(self.keys, rows), self._take(self.values, rows), self.length)
+
+    def _take(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Copy the filled positions only; the others are written before they are read."""
+        filled = values[:, rows, :, : self.length]
+        taken = values.new_empty((*filled.shape[:3], *values.shape[3:]))
+        taken[:, :, :, : self.length] = filled
+        return taken
 
 
 class TextBlock(nn.Module):

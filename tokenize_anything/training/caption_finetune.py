@@ -25,7 +25,7 @@ from tokenize_anything.training.checkpointing import (
 )
 from tokenize_anything.training.config import CaptionConfig, save_config
 from tokenize_anything.training.csv_log import CsvLog
-from tokenize_anything.training.initialize import POSITION_TABLE, resize_position_table
+from tokenize_anything.training.initialize import initialize_from
 from tokenize_anything.training.losses import caption_loss
 from tokenize_anything.training.optimizer import (
     build_optimizer,
@@ -186,9 +186,7 @@ class CaptionTrainer:
     def _resized(self, model: TAP, image_size: int) -> TAP:
         sizes = dataclasses.replace(model.config, image_size=image_size)
         resized = build_model(sizes, device=self.device, text_dropout=self.config.text_dropout)
-        state = model.state_dict()
-        state[POSITION_TABLE] = resize_position_table(state[POSITION_TABLE], sizes.grid_size)
-        resized.load_state_dict(state)
+        initialize_from(resized, self.config.init_from)
         return resized
 
     def _place(self, picks: np.ndarray) -> str:

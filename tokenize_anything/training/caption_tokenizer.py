@@ -7,20 +7,19 @@ from pathlib import Path
 
 from tokenize_anything.checkpoints import replace_on_success
 from tokenize_anything.data.coco_lvis import read_regions
+from tokenize_anything.data.region_captions import captioned_regions
 from tokenize_anything.text_tokenizer import TextTokenizer
-from tokenize_anything.training.concept_teacher import concept_names
 
 
 def caption_texts(annotation_files: Sequence[str | Path]) -> list[str]:
-    """Every caption as often as it occurs, then every category name once, both as they are.
+    """What stage 2 learns to say: all different captions and names with their article, sorted.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: what `read_regions` or `concept_names` raises.
+        ValueError: what `read_regions` raises.
     """
-    records, texts = read_regions(annotation_files, "")
-    captions = [text for record in records for region in record.regions for text in region.captions]
-    return [*captions, *concept_names(annotation_files, texts.texts)]
+    regions = captioned_regions(*read_regions(annotation_files, ""))
+    return sorted({text for region in regions for text in region.texts})
 
 
 def train_caption_tokenizer(
@@ -35,7 +34,7 @@ def train_caption_tokenizer(
 
     Raises:
         FileNotFoundError: a file or the folder of `path` is missing.
-        ValueError: what `caption_texts` or `TextTokenizer.train` raises.
+        ValueError: what `read_regions` or `TextTokenizer.train` raises.
     """
     model = TextTokenizer.train(caption_texts(annotation_files), vocabulary_size)
     with replace_on_success(Path(path)) as temporary:

@@ -1,0 +1,93 @@
+"""The recipe of the built-in model: its files, and all phases in a row on drawn photos."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import yaml
+
+from tests.data.photos import SHAPES, write_photos
+from tests.training.tiny_runs import MODEL, caption_config, embed_by_hash, pretrain_config
+from tokenize_anything.build import load_model
+from tokenize_anything.companions import find_companions
+from tokenize_anything.config import tap_tiny
+from tokenize_anything.training.config import (
+    CaptionConfig,
+    PretrainConfig,
+    config_to_dict,
+    load_config,
+)
+
+TOOL = Path(__file__).parents[2] / "tools" / "train_tap_tiny.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_tap_tiny", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
+    phases = [load_config(PretrainConfig, path) for path in tool.STAGE1]
+    captions = load_config(CaptionConfig, tool.STAGE2)
+    assert sorted(TOOL.parent.glob("configs/tap_tiny_*.yaml")) == [*tool.STAGE1, tool.STAGE2]
+    assert phases[0].init_from is None
+    for before, after in itertools.pairwise([*phases, captions]):
+        assert after.init_from == f"{before.output_folder}/model.safetensors"
+    assert len({config.seed for config in phases}) == len(phases)
+    last = config_to_dict(phases[-1].model)
+    different = {k for k, v in config_to_dict(tap_tiny()).items() if v != last[k]}
+    assert different <= {"image_size", "vocabulary_size"}
+    assert (captions.image_size or phases[-1].model.image_size) == tap_tiny().image_size
+
+
+def write_config(path: Path, config: PretrainConfig | CaptionConfig, **places: str) -> Path:
+    """A configuration with relative paths, as the committed ones have."""
+    values = config_to_dict(config)
+    values["data"] = {"annotation_files": ["photos.json"], "image_folder": "images"}
+    path.write_text(yaml.safe_dump(values | places), encoding="utf-8")
+    return path
+
+
+def test_all_phases_run_and_are_packed_into_one_file(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_photos(data)
+    first = pretrain_config(data, out, num_steps=2, stop_step=1)
+    captions = caption_config(data, out, out, out, num_steps=2, fresh_text_decoder=True)
+    stage1 = [
+        write_config(tmp_path / "a.yaml", first, output_folder="a"),
+        write_config(
+            tmp_path / "b.yaml", first, output_folder="b", init_from="a/model.safetensors"
+        ),
+    ]
+    stage2 = write_config(
+        tmp_path / "c.yaml", captions, output_folder="c", init_from="b/model.safetensors",
+        text_tokenizer="text.model",
+    )  # fmt: skip
+    monkeypatch.setattr(tool, "embed_texts_cached", lambda texts, path: embed_by_hash(texts))
+    # the few texts of drawn photos have fewer characters than 8000 pieces
+    packed = tool.train(data, out, stage1, stage2)
+    assert packed == out / "tap_tiny.safetensors"
+    model = load_model(packed, device="cpu", dtype="float32")
+    companions = find_companions(packed, packed, None, model.config.vocabulary_size)
+    assert companions.concepts is not None and companions.text_tokenizer is not None
+    assert companions.concepts.names == tuple(sorted(SHAPES))
+    assert companions.concepts.weights.shape[0] == MODEL.semantic_dim
+    assert companions.text_tokenizer.vocabulary_size == model.config.vocabulary_size
+    trained = load_model(out / "c" / "model.safetensors", device="cpu", dtype="float32")
+    for name, value in model.state_dict().items():
+        half = trained.state_dict()[name]
+        torch.testing.assert_close(value, half, rtol=1e-3, atol=1e-6, msg=name)
+    before = packed.read_bytes()
+    assert tool.train(data, out, stage1, stage2) == packed  # all is finished already
+    assert packed.read_bytes() == before
