@@ -144,7 +144,7 @@ def test_names_choose_among_the_models_own(folder: Path) -> None:
         ("whole", {"concepts": []}, ValueError, r"expected at least one concept, got none"),
         ("bare", {"concepts": ["cup"]}, ValueError, r"concepts: names are picked .* has none"),
         ("whole", {"concepts": 7}, TypeError, r"concepts: expected a file, .*, got int"),
-        ("whole", {"concepts": "absent.pkl"}, FileNotFoundError, r"concepts: no file at absent.pkl"),
+        ("whole", {"concepts": "absent.pkl"}, FileNotFoundError, r"concepts: no file at absent.p"),
         ("whole", {"concepts": tiny_vocabulary(config=tiny_config(semantic_dim=31))}, ValueError,
          r"concepts: expected weights of 29 rows, the model's semantic width, got 31"),
         ("bare", {"text_tokenizer": "absent.model"}, FileNotFoundError, r"absent.model is no file"),
@@ -292,7 +292,7 @@ def test_unknown_names(name: Any, kind: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "kind", "words"),
     [
-        ("tap_tiny", {}, TypeError, r"model: expected a TAP, got str; TAPPredictor.from_pretrained"),
+        ("tap_tiny", {}, TypeError, r"model: expected a TAP, got str; TAPPredictor.from_pretr"),
         (tiny_tap().train(), {}, ValueError, r"model: expected evaluation mode, .*model.eval\(\)"),
         (tiny_tap(), {"concepts": "c.pkl"}, TypeError, r"concepts: expected a ConceptVocabulary"),
         (tiny_tap(), {"text_tokenizer": "t"}, TypeError, r"text_tokenizer: expected a TextTokeni"),
