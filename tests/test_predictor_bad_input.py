@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.test_image_files import png_header
 from tests.tiny import tiny_config
 from tests.tiny_predictor import assert_same, make_photo, tiny_predictor
 from tokenize_anything import EncodedImage, PointPrompts, TAPPredictor
@@ -62,8 +61,8 @@ BAD_PROMPTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "second click outside": (
         {"points": [[[3, 4], [68, 4]]]}, ValueError, r"region 0: point 1 at \(68.0, 4.0\) is out"),
     "one flat point": ({"points": [3, 4]}, ValueError, r"points: .*write \[\[x, y\]\] for a sing"),
-    "three numbers": ({"points": [[3, 4, 1]]}, ValueError, r"points: expected \(R,2\) or \(R,N,2\)"),
-    "a number": ({"points": 5}, ValueError, r"points: expected \(R,2\) or \(R,N,2\), got shape \(\)"),
+    "three numbers": ({"points": [[3, 4, 1]]}, ValueError, r"points: expected \(R,2\) or \(R,N"),
+    "a number": ({"points": 5}, ValueError, r"points: expected \(R,2\) .* got shape \(\)"),
     "a string": ({"points": "3,4"}, TypeError, r"points: expected numbers, got dtype <U3"),
     "strings": ({"points": [["3", "4"]]}, TypeError, r"points: expected numbers, got dtype <U1"),
     "booleans": ({"points": [[True, False]]}, TypeError, r"points: expected numbers, got .*bool"),
@@ -88,12 +87,12 @@ BAD_PROMPTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "box y1 < y0": ({"boxes": [[3, 20, 10, 2]]}, ValueError, r"expected x0 < x1 and y0 < y1, got"),
     "box of no width": (
         {"boxes": [[3, 2, 3, 20]]}, ValueError, r"expected a box with area.*use a click for a sin"),
-    "flat box": ({"boxes": [1, 2, 3, 4]}, ValueError, r"boxes_xyxy: .*write \[\[x0, y0, x1, y1\]\]"),
+    "flat box": ({"boxes": [1, 2, 3, 4]}, ValueError, r"boxes_xyxy: .*write \[\[x0, y0, x1"),
     "box of text": ({"boxes": [["1", "2", "3", "4"]]}, TypeError, r"boxes_xyxy: expected numbers"),
     "box elsewhere": (
         {"boxes": [[70, 2, 90, 20]]}, ValueError, r"box \[70.0, 2.0, 90.0, 20.0\] does not overla"),
     "empty mask": (
-        {"masks": np.zeros((HEIGHT, WIDTH))}, ValueError, r"masks: expected at least one nonzero p"),
+        {"masks": np.zeros((HEIGHT, WIDTH))}, ValueError, r"masks: expected at least one nonz"),
     "one empty mask": (
         {"masks": np.stack([mask_of(HEIGHT, WIDTH), np.zeros((HEIGHT, WIDTH))])}, ValueError,
         r"got none in mask 1; draw it or leave it out"),
@@ -101,13 +100,13 @@ BAD_PROMPTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"masks": mask_of(40, WIDTH)}, ValueError,
         r"masks: expected the image's size, height 41 and width 67, got shape \(40, 67\); resize"),
     "mask turned": ({"masks": mask_of(WIDTH, HEIGHT)}, ValueError, r"got shape \(67, 41\); resize"),
-    "mask of NaN": ({"masks": np.full((HEIGHT, WIDTH), NAN)}, ValueError, r"masks: .*got NaN or inf"),
+    "mask of NaN": ({"masks": np.full((HEIGHT, WIDTH), NAN)}, ValueError, r"masks: .*got NaN or"),
     "mask with channels": (
-        {"masks": mask_of(3, HEIGHT, WIDTH).transpose(1, 2, 0)}, ValueError, r"masks: expected the"),
+        {"masks": mask_of(3, HEIGHT, WIDTH).transpose(1, 2, 0)}, ValueError, r"image's size"),
     "masks with two stacks": (
-        {"masks": mask_of(1, 1, HEIGHT, WIDTH)}, ValueError, r"masks: .*got shape \(1, 1, 41, 67\)"),
-    "mask as path": ({"masks": "mask.png"}, TypeError, r"masks: expected .*, got a path or text"),
-    "mask of text": ({"masks": [["a", "b"]]}, TypeError, r"masks: expected booleans or numbers"),
+        {"masks": mask_of(1, 1, HEIGHT, WIDTH)}, ValueError, r"masks: .*got shape \(1, 1, 41, 6"),
+    "mask as path": ({"masks": "mask.png"}, TypeError, r"masks: .* got the path 'mask.png'; r"),
+    "mask of text": ({"masks": np.full((41, 67), "a")}, TypeError, r"masks: expected booleans or numbers"),
     "prompts as list": (
         {"prompts": [CLICK]}, TypeError, r"prompts: expected a PointPrompts, got list; a list bel"),
     "prompts as text": ({"prompts": "7,9"}, TypeError, r"got str; build it with PointPrompts.from"),
@@ -119,7 +118,7 @@ BAD_PROMPTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "top_k as text": ({"points": [[3, 4]], "top_k": "5"}, TypeError, r"top_k: expected a whole nu"),
     "generation": (
         {"points": [[3, 4]], "generation": {"num_beams": 3}}, TypeError,
-        r"generation: expected a GenerationConfig, got dict; write GenerationConfig\(num_beams=4\)"),
+        r"generation: expected a GenerationConfig, got dict; write GenerationConfig\("),
 }  # fmt: skip
 
 
@@ -254,13 +253,6 @@ def test_photos_of_every_kind(
     assert_same(predictor.predict_mask_concept_caption(rgb, **given), found)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that declares a size and breaks off before its pixels."""
-    body = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    checksum = struct.pack(">I", zlib.crc32(b"IHDR" + body))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(body)) + b"IHDR" + body + checksum
-
-
 def save_bad_photos(folder: Path) -> None:
     Image.fromarray(make_photo(230, 310)).save(folder / "whole.jpg")
     (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:2000])
@@ -368,7 +360,7 @@ def test_steps_in_the_wrong_order(predictor: TAPPredictor, encoded: EncodedImage
 
 @pytest.mark.parametrize("overrides", [{"image_size": 96}, {"decoder_dim": 32}])
 def test_a_photo_encoded_by_another_model(encoded: EncodedImage, overrides: dict[str, int]) -> None:
-    other = tiny_predictor(**overrides)  # type: ignore[arg-type]
+    other = tiny_predictor(**overrides)
     words = r"encoded: expected features \(.*, got \(64, 6, 6\) of 48; encode the photo with this"
     with pytest.raises(ValueError, match=words):
         other.decode_regions(encoded, CLICK)

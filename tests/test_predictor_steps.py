@@ -161,6 +161,7 @@ def test_no_region_at_any_step(predictor: TAPPredictor, encoded: EncodedImage) -
         {"points": []},
         {"boxes": np.zeros((0, 4))},
         {"masks": np.zeros((0, HEIGHT, WIDTH))},
+        {"masks": []},
         {"prompts": PointPrompts.from_points(np.zeros((0, 3, 2)))},
         {"points": [], "boxes": []},
     ],

@@ -301,25 +301,23 @@ class TAPPredictor:
         is_many = isinstance(images, list | tuple)
         sources = list(images) if is_many else [images]
         rows = given.split(len(sources)) if is_many else [given]
-        joined = [row.join() for row in rows]  # what can be wrong without the photo comes first
-        decoded = [self._decode_source(*each) for each in zip(sources, rows, joined, strict=True)]
+        for row in rows:  # before any photo is read or encoded
+            row.check()
+        decoded = [self._decode_source(*each) for each in zip(sources, rows, strict=True)]
         regions = self._describe(decoded, top_k, captions, generation) if decoded else []
         return regions if is_many else regions[0]
 
     @torch.inference_mode()
-    def _decode_source(
-        self, source: Any, arguments: PromptArguments, prompts: PointPrompts
-    ) -> DecodedImage:
+    def _decode_source(self, source: Any, arguments: PromptArguments) -> DecodedImage:
         """Check one photo against its prompts, encode it where that is not done yet, and decode."""
         if isinstance(source, EncodedImage):
-            encoded = source
-            check_encoded(encoded, self.model.config)
-            arguments.check_for_image(prompts, *encoded.original_hw)
+            check_encoded(source, self.model.config)
+            prompts = arguments.join(*source.original_hw)
         else:
             rgb = load_image(source, name=arguments.where or "image")
-            arguments.check_for_image(prompts, *rgb.shape[:2])
-            encoded = self._encode(rgb)
-        return decode_image(self.model, encoded, prompts, chunk=self.region_chunk)
+            prompts = arguments.join(*rgb.shape[:2])
+            source = self._encode(rgb)
+        return decode_image(self.model, source, prompts, chunk=self.region_chunk)
 
     def _describe(
         self,

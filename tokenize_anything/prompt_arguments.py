@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,47 +49,64 @@ class PromptArguments:
                     row[field.name] = value
         return [PromptArguments(**row) for row in rows]
 
-    def join(self) -> PointPrompts:
-        """All regions of one photo, in the order points, boxes, masks, prompts.
+    def check(self) -> None:
+        """Check what can be checked without the photo; masks wait for its size.
 
         Raises:
             TypeError, ValueError: no prompt at all, or one that cannot be (see `PointPrompts`).
         """
         with self._naming_the_image():
-            parts = [] if self.points is None else [self._join_points()]
-            if self.points is None and self.labels is not None:
-                raise ValueError("labels: expected points to go with them, got labels alone")
-            if self.boxes is not None:
-                parts.append(PointPrompts.from_boxes(self.boxes))
-            if self.masks is not None:
-                parts.append(PointPrompts.from_masks(self.masks))
-            if self.prompts is not None:
-                parts.append(require_prompts(self.prompts))
-            if not parts:
-                raise ValueError(
-                    "prompts: expected points, boxes, masks or prompts, got none of them; an empty "
-                    "list, such as points=[], asks for no region"
-                )
-            return PointPrompts.concatenate(parts)
+            self._collect([])
 
-    def check_for_image(self, prompts: PointPrompts, height: int, width: int) -> None:
-        """Check what `join` gave against the size of the photo.
+    def join(self, height: int, width: int) -> PointPrompts:
+        """All regions of one photo, in the order points, boxes, masks, prompts.
 
         Raises:
-            ValueError: masks of another size, or prompts outside the photo.
+            TypeError, ValueError: as `check`; masks of another size than the photo, or empty; or
+                prompts outside the photo.
         """
         with self._naming_the_image():
-            if self.masks is not None:
-                check_mask_size(self.masks, height, width)
+            masks = [] if self.masks is None else [self._collect_masks(height, width)]
+            prompts = PointPrompts.concatenate(self._collect(masks))
             prompts.validate_for_image(height, width)
+            return prompts
 
-    def _join_points(self) -> PointPrompts:
+    def _collect(self, masks: list[PointPrompts]) -> list[PointPrompts]:
+        parts = []
+        if self.points is not None:
+            parts.append(self._collect_points())
+        elif self.labels is not None:
+            raise ValueError("labels: expected points to go with them, got labels alone")
+        if self.boxes is not None:
+            parts.append(PointPrompts.from_boxes(self.boxes))
+        if isinstance(self.masks, str | os.PathLike):
+            raise TypeError(
+                f"masks: expected pixels, got the path {os.fspath(self.masks)!r}; read it first, "
+                "for instance with np.array(PIL.Image.open(path))"
+            )
+        parts.extend(masks)
+        if self.prompts is not None:
+            parts.append(require_prompts(self.prompts))
+        if not parts and self.masks is None:
+            raise ValueError(
+                "prompts: expected points, boxes, masks or prompts, got none of them; an empty "
+                "list, such as points=[], asks for no region"
+            )
+        return parts
+
+    def _collect_points(self) -> PointPrompts:
         if isinstance(self.points, PointPrompts):
             raise TypeError(
                 "points: expected coordinates (R,2) or (R,N,2), got a PointPrompts; pass it as "
                 "prompts=..."
             )
         return PointPrompts.from_points(self.points, self.labels)
+
+    def _collect_masks(self, height: int, width: int) -> PointPrompts:
+        if isinstance(self.masks, list | tuple) and not self.masks:
+            return PointPrompts.from_points([])
+        check_mask_size(self.masks, height, width)
+        return PointPrompts.from_masks(self.masks)
 
     @contextmanager
     def _naming_the_image(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from tokenize_anything.image_transform import ImageFrame, restore_masks
 from tokenize_anything.modeling import TAP, RegionOutputs
 from tokenize_anything.prompts import PointPrompts
 
-REGION_MEMORY = 256 * 2**20  # bytes of decoder activations held at once
+REGION_MEMORY = 96 * 2**20  # bytes of decoder activations at once; more is slower on a CPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +57,11 @@ class DecodedImage:
 
 
 def count_regions_in_memory(model: TAP) -> int:
-    """How many prompts fit into REGION_MEMORY on the CPU, and four times that elsewhere."""
+    """How many prompts fit into REGION_MEMORY on the CPU, and 32 times that elsewhere."""
     config = model.config
     values = config.grid_size**2 * config.decoder_dim * 8  # features, their keys, upscaled maps
     size = torch.finfo(model.dtype).bits // 8
-    memory = REGION_MEMORY if model.device.type == "cpu" else 4 * REGION_MEMORY
+    memory = REGION_MEMORY if model.device.type == "cpu" else 32 * REGION_MEMORY
     return max(1, memory // (values * size))
 
 

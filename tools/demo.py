@@ -1,6 +1,6 @@
 """Run `tap predict` on a real photo with a point, a box and a sketch; show what was run.
 
-The photo ships with scikit-image: a coffee cup by Rachel Michetti, released under CC0.
+The photo ships with scikit-image: Eileen Collins, by NASA, in the public domain.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from PIL import Image
 
 from tokenize_anything.cli import main as run_tap
 
-POINT_XY = (250, 215)  # on the cup
-BOX_XYXY = (322, 66, 427, 328)  # around the spoon
-STROKES_XY = (  # on the table, right of the saucer
-    ((470, 60), (520, 110), (565, 190), (575, 260)),
-    ((500, 330), (550, 300), (585, 340)),
+POINT_XY = (215, 400)  # on the suit
+BOX_XYXY = (20, 5, 430, 510)  # around the astronaut
+STROKES_XY = (  # over the face
+    ((195, 75), (225, 60), (255, 75)),
+    ((200, 120), (225, 160), (250, 120)),
 )
 STROKE_WIDTH = 9
 
@@ -39,7 +39,7 @@ def write_inputs(folder: Path) -> tuple[Path, Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     photo, sketch = folder / "demo_photo.png", folder / "demo_sketch.png"
-    pixels = data.coffee()
+    pixels = data.astronaut()
     Image.fromarray(pixels).save(photo)
     Image.fromarray(draw_strokes(*pixels.shape[:2])).save(sketch)
     return photo, sketch

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from tests.data.photos import coco, write_json, write_photos
-from tests.tiny import tiny_config, tiny_tap
+from tests.tiny import tiny_tap, tiny_tokenizer, tiny_tokenizer_model
 from tests.training.test_pretrain import Killed, assert_equal_states
 from tests.training.tiny_runs import caption_config, caption_model_config
 from tokenize_anything.build import load_model
 from tokenize_anything.checkpoints import save_model
-from tokenize_anything.config import TAPConfig
-from tokenize_anything.data.coco_lvis import read_regions
 from tokenize_anything.image_transform import prepare_images
 from tokenize_anything.modeling import TAP
 from tokenize_anything.prompts import PointPrompts
@@ -38,9 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("captions") / "set"
     file = write_photos(root)
     tokenizer = train_caption_tokenizer([file], root / "text.model", vocabulary_size=60)
-    save_model(
-        tiny_tap(caption_model_config(tokenizer.vocabulary_size)), root / "stage1.safetensors"
-    )
+    model = tiny_tap(caption_model_config(tokenizer.vocabulary_size))
+    with torch.no_grad():  # random weights tell regions apart, but not by much
+        model.image_decoder.transformer.norm.weight.mul_(8)
+    save_model(model, root / "stage1.safetensors")
     return root
 
 
@@ -61,10 +60,10 @@ def keep_four_texts(folder: Path, tmp_path: Path) -> Path:
     """Annotations of four regions with a sentence each."""
     content = json.loads((folder / "photos.json").read_text())
     sentences = [
-        "a red ball lies near the brick",
-        "this brick is blue and looks heavy",
-        "two kites fly over the green ball",
-        "nobody knows what this one is",
+        "a red ball",
+        "this blue brick",
+        "two kites fly",
+        "nobody knows",
     ]
     with_mask = [a for a in content["annotations"] if "segmentation" in a][:4]
     for annotation, sentence in zip(with_mask, sentences, strict=True):
@@ -81,7 +80,7 @@ def test_four_regions_are_learnt_word_for_word(folder: Path, tmp_path: Path) -> 
         caption_config(
             folder, tmp_path / "run", folder / "stage1.safetensors", tmp_path / "text.model",
             data=DataConfig(annotation_files=(str(file),), image_folder=str(folder / "images")),
-            fresh_text_decoder=True, text_dropout=0.0, num_steps=70,
+            fresh_text_decoder=True, text_dropout=0.0, num_steps=200,
             optimizer=OptimizerConfig(peak_lr=4e-3, warmup_steps=5, weight_decay=0.0),
         )
     )  # fmt: skip
@@ -212,7 +211,7 @@ def test_tokens_of_another_key_or_damaged_ones_are_not_used(tmp_path: Path) -> N
 def test_the_tokenizer_learns_what_stage_2_will_say(folder: Path, tmp_path: Path) -> None:
     texts = caption_texts([folder / "photos.json"])
     assert texts == sorted(set(texts))
-    assert {"a ball", "a brick", "a kite", "a blue kite in the corner"} < set(texts)
+    assert {"a ball", "a brick", "a kite", "a green kite in the corner"} < set(texts)
     assert any(text.startswith("a red ball and a ") for text in texts)
     tokenizer = train_caption_tokenizer(
         [folder / "photos.json"], tmp_path / "text.model", vocabulary_size=60
@@ -223,9 +222,8 @@ def test_the_tokenizer_learns_what_stage_2_will_say(folder: Path, tmp_path: Path
 
 
 def test_a_tokenizer_of_other_pieces_needs_a_fresh_decoder(folder: Path, tmp_path: Path) -> None:
-    pieces = train_caption_tokenizer(
-        [folder / "photos.json"], tmp_path / "text.model", vocabulary_size=47
-    ).vocabulary_size
+    (tmp_path / "text.model").write_bytes(tiny_tokenizer_model())
+    pieces = tiny_tokenizer().vocabulary_size
     stage1 = folder / "stage1.safetensors"
     config = caption_config(folder, tmp_path / "run", stage1, tmp_path / "text.model")
     wanted = load_model(stage1, device="cpu").config.vocabulary_size
@@ -298,14 +296,7 @@ def test_an_image_of_another_size_is_named(folder: Path, tmp_path: Path) -> None
     for annotation in content["annotations"]:
         annotation.pop("segmentation", None)
     file = write_json(tmp_path / "wrong.json", content)
-    records, _ = read_regions([file], folder / "images")
     data = DataConfig(annotation_files=(str(file),), image_folder=str(folder / "images"))
     trainer = CaptionTrainer(make_config(folder, tmp_path / "run", data=data))
-    assert len(records) == 4
     with pytest.raises(ValueError, match=r"1\.png is \(53, 43\), its annotation says \(54, 43\)"):
         trainer.semantic_tokens()
-
-
-def test_the_tiny_model_has_room_for_the_words() -> None:
-    assert isinstance(caption_model_config(60), TAPConfig)
-    assert tiny_config().vocabulary_size != 60

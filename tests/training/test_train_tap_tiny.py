@@ -75,7 +75,6 @@ def test_all_phases_run_and_are_packed_into_one_file(
         text_tokenizer="text.model",
     )  # fmt: skip
     monkeypatch.setattr(tool, "embed_texts_cached", lambda texts, path: embed_by_hash(texts))
-    # the few texts of drawn photos have fewer characters than 8000 pieces
     packed = tool.train(data, out, stage1, stage2)
     assert packed == out / "tap_tiny.safetensors"
     model = load_model(packed, device="cpu", dtype="float32")
@@ -88,6 +87,6 @@ def test_all_phases_run_and_are_packed_into_one_file(
     for name, value in model.state_dict().items():
         half = trained.state_dict()[name]
         torch.testing.assert_close(value, half, rtol=1e-3, atol=1e-6, msg=name)
-    before = packed.read_bytes()
-    assert tool.train(data, out, stage1, stage2) == packed  # all is finished already
-    assert packed.read_bytes() == before
+    tool.train(data, out, stage1, stage2)  # all is finished already
+    again = load_model(packed, device="cpu", dtype="float32").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
