@@ -106,7 +106,7 @@ BAD_PROMPTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "masks with two stacks": (
         {"masks": mask_of(1, 1, HEIGHT, WIDTH)}, ValueError, r"masks: .*got shape \(1, 1, 41, 6"),
     "mask as path": ({"masks": "mask.png"}, TypeError, r"masks: .* got the path 'mask.png'; r"),
-    "mask of text": ({"masks": np.full((41, 67), "a")}, TypeError, r"masks: expected booleans or numbers"),
+    "mask of text": ({"masks": np.full((41, 67), "a")}, TypeError, r"masks: expected booleans"),
     "prompts as list": (
         {"prompts": [CLICK]}, TypeError, r"prompts: expected a PointPrompts, got list; a list bel"),
     "prompts as text": ({"prompts": "7,9"}, TypeError, r"got str; build it with PointPrompts.from"),

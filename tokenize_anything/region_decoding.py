@@ -16,7 +16,7 @@ from tokenize_anything.image_transform import ImageFrame, restore_masks
 from tokenize_anything.modeling import TAP, RegionOutputs
 from tokenize_anything.prompts import PointPrompts
 
-REGION_MEMORY = 96 * 2**20  # bytes of decoder activations at once; more is slower on a CPU
+REGION_MEMORY = 64 * 2**20  # bytes of decoder activations at once; more is slower on a CPU
 
 
 @dataclass(frozen=True, eq=False)

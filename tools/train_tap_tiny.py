@@ -13,7 +13,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tokenize_anything.build import load_model
 from tokenize_anything.checkpoints import save_model
@@ -39,7 +39,7 @@ def read_config(kind: type[StageConfig], path: Path, data: Path, out: Path) -> S
     data_config = dataclasses.replace(
         config.data, annotation_files=files, image_folder=str(data / config.data.image_folder)
     )
-    places = {
+    places: dict[str, Any] = {
         name: str(out / getattr(config, name))
         for name in ("output_folder", "init_from", "text_tokenizer")
         if getattr(config, name, None) is not None

@@ -113,6 +113,18 @@ def test_a_mask_that_shrinks_is_averaged() -> None:
     np.testing.assert_array_equal(crop_mask(mask, crop, 11, 11), expected)
 
 
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_a_mask_that_grows_is_interpolated_as_the_image_is(is_mirrored: bool) -> None:
+    mask = np.random.default_rng(4).random((13, 17)) < 0.5
+    image = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
+    crop = Crop((2, 1, 13, 12), (5, 8), (77, 55), is_mirrored)  # 7 times wider, 5 times higher
+    grey = crop_image(image, crop, 90, BGR)[8:63, 5:82, 0].astype(int)
+    inside = crop_mask(mask, crop, 90, 90)[8:63, 5:82]
+    is_clear = abs(grey - 127.5) > 6  # the two interpolations round differently
+    assert is_clear.mean() > 0.9
+    np.testing.assert_array_equal(inside[is_clear], (grey > 127)[is_clear])
+
+
 def test_a_mask_that_grows_keeps_the_border_of_the_image() -> None:
     crop = Crop((0, 0, 3, 2), (4, 10), (18, 12))
     inside = crop_mask(np.ones((2, 3), bool), crop, 26, 26)

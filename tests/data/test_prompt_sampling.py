@@ -234,8 +234,8 @@ def test_the_seed_decides_everything_and_inputs_stay() -> None:
     for _ in range(2):
         shared = generator(5)
         first = SAMPLER.first(BOXES, MASKS, torch.tensor([True, False, True]), shared)
-        draws.append((first, SAMPLER.corrections(first, predicted, MASKS, shared)))
-        draws[-1] += (SAMPLER.clicks(MASKS, shared),)
+        second = SAMPLER.corrections(first, predicted, MASKS, shared)
+        draws.append((first, second, SAMPLER.clicks(MASKS, shared)))
     for left, right in zip(*draws, strict=True):
         assert torch.equal(left.coords_xy, right.coords_xy)
         assert torch.equal(left.labels, right.labels)

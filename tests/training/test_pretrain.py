@@ -143,7 +143,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(
         load_training_state(tmp_path / name / "training_state.pt") for name in ("whole", "parts")
     ]
     assert states[0]["step"] == 6
-    assert_equal_states(*states)
+    assert_equal_states(states[0], states[1])
     logs = [(tmp_path / name / "log.csv").read_bytes() for name in ("whole", "parts")]
     assert logs[0] == logs[1]
 
@@ -156,7 +156,7 @@ def test_a_stopped_run_goes_on_when_allowed_to(folder: Path, tmp_path: Path) -> 
     states = [
         load_training_state(tmp_path / name / "training_state.pt") for name in ("whole", "parts")
     ]
-    assert_equal_states(*states)
+    assert_equal_states(states[0], states[1])
 
 
 def test_the_loss_falls(folder: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(folder: Path, tmp_path: Path)
     trainer = make_trainer(folder, tmp_path, second_stage_probability=0.0, **weights)
     loss, parts = trainer.losses(first_batch(trainer))
     expected = 2 * parts["mask"] + 3 * parts["iou"] + 0.5 * parts["concept"]
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert min(parts["mask"], parts["iou"], parts["concept"]) > 0
 
 

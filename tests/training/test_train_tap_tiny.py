@@ -40,7 +40,8 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
     captions = load_config(CaptionConfig, tool.STAGE2)
     assert sorted(TOOL.parent.glob("configs/tap_tiny_*.yaml")) == [*tool.STAGE1, tool.STAGE2]
     assert phases[0].init_from is None
-    for before, after in itertools.pairwise([*phases, captions]):
+    stages: list[PretrainConfig | CaptionConfig] = [*phases, captions]
+    for before, after in itertools.pairwise(stages):
         assert after.init_from == f"{before.output_folder}/model.safetensors"
     assert len({config.seed for config in phases}) == len(phases)
     last = config_to_dict(phases[-1].model)
