@@ -209,10 +209,7 @@ def test_missing_built_in_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_weights() -> None:
-    try:
-        path = locate_checkpoint("tap_tiny")
-    except FileNotFoundError:
-        pytest.skip("the built-in weights are not in this checkout")
+    path = locate_checkpoint("tap_tiny")
     loaded = load_model("tap_tiny", device="cpu", config=tap_tiny())
     assert path.name == "tap_tiny.safetensors"
     assert loaded.dtype == torch.float32

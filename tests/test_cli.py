@@ -337,7 +337,6 @@ def test_predict_refuses_a_device_as_output(folder, model_file, capsys):
     )
 
 
-@pytest.mark.skipif(not BUILT_IN.is_file(), reason=f"needs the built-in weights, {BUILT_IN}")
 def test_predict_uses_the_built_in_model(folder, capsys):
     words = ["--point", "33,20", "--box", "5,6,50,30", "--sketch", "sketch.png"]
     assert main(["predict", "photo.png", *words]) == 0

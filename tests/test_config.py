@@ -100,7 +100,10 @@ def test_all_problems_are_named_at_once() -> None:
     [
         ({"mean": [1, 2, 3]}, nullcontext()),
         ({"mean": (1.0, 2.0)}, refused("mean: expected 3 finite numbers, one per channel, got")),
-        ({"std": (1.0, 2.0, 3.0, 4.0)}, refused("std: expected 3 finite numbers, one per channel, got")),
+        (
+            {"std": (1.0, 2.0, 3.0, 4.0)},
+            refused("std: expected 3 finite numbers, one per channel, got"),
+        ),
         ({"std": (1.0, 0.0, 2.0)}, refused("std: expected three positive numbers, got")),
         ({"channel_order": "GRB"}, refused("channel_order: expected 'BGR' or 'RGB', got 'GRB'")),
     ],

@@ -70,7 +70,6 @@ def test_api_page_names_everything_public():
     assert sorted(re.findall(r"`(\w+)`", headings)) == sorted(tokenize_anything.__all__)
 
 
-@pytest.mark.skipif(not BUILT_IN.is_file(), reason=f"needs the built-in weights, {BUILT_IN}")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=page_name)
 def test_snippets_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
