@@ -48,7 +48,7 @@ def mask_of(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
 NAN, INF = float("nan"), float("inf")
 BAD_PROMPTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "none": ({}, ValueError, r"prompts: expected points, boxes, masks or prompts, got none of the"),
-    "none, and a cure": ({}, ValueError, r"an empty list, such as points=\[\], asks for no regio"),
+    "none, and a cure": ({}, ValueError, r"an empty list, such as points=\[\], asks for no"),
     "labels alone": ({"labels": [1]}, ValueError, r"labels: expected points to go with them"),
     "NaN": ({"points": [[NAN, 3]]}, ValueError, r"region 0: expected finite coordinates, got \[\["),
     "infinite": ({"points": [[3, INF]]}, ValueError, r"region 0: expected finite coordinates"),
@@ -113,7 +113,7 @@ BAD_PROMPTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "prompts as array": (
         {"prompts": np.zeros((1, 2))}, TypeError, r"got ndarray; build it with PointPrompts.from_"),
     "prompts outside": (
-        {"prompts": PointPrompts.from_points([[700, 3]])}, ValueError, r"\(700.0, 3.0\) is outsid"),
+        {"prompts": PointPrompts.from_points([[700, 3]])}, ValueError, r"\(700.0, 3.0\) is out"),
     "top_k 0": ({"points": [[3, 4]], "top_k": 0}, ValueError, r"top_k: expected at least 1, got 0"),
     "top_k as text": ({"points": [[3, 4]], "top_k": "5"}, TypeError, r"top_k: expected a whole nu"),
     "generation": (
@@ -269,7 +269,7 @@ def save_bad_photos(folder: Path) -> None:
         ("text.jpg", ValueError, r"text.jpg': expected an image, got bytes in no format Pillow "),
         ("empty.png", ValueError, r"empty.png': expected an image, got bytes in no format Pillow"),
         ("bomb.png", ValueError, r"bomb.png': too many pixels \(.*; shrink it, or raise PIL.Imag"),
-        ("folder.jpg", ValueError, r"expected an image file, got '.*folder.jpg', which is a folde"),
+        ("folder.jpg", ValueError, r"expected an image file, got '.*folder.jpg', which is a"),
         ("absent.jpg", FileNotFoundError, r"no file at '.*absent.jpg'; relative paths start at t"),
     ],
 )
@@ -358,7 +358,10 @@ def test_steps_in_the_wrong_order(predictor: TAPPredictor, encoded: EncodedImage
         steps.encode_images(encoded)
 
 
-@pytest.mark.parametrize("overrides", [{"image_size": 96}, {"decoder_dim": 32}])
+@pytest.mark.parametrize(
+    "overrides",
+    [{"image_size": 96}, {"image_size": 96, "patch_size": 16}, {"decoder_dim": 32}],
+)
 def test_a_photo_encoded_by_another_model(encoded: EncodedImage, overrides: dict[str, int]) -> None:
     other = tiny_predictor(**overrides)
     words = r"encoded: expected features \(.*, got \(64, 6, 6\) of 48; encode the photo with this"

@@ -165,7 +165,7 @@ def test_options_that_cannot_be(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_device_that_is_missing(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"device: cuda is not available to torch here; use devic"):
+    with pytest.raises(ValueError, match=r"device: cuda is not available to torch here; use"):
         TAPPredictor.from_pretrained(folder / "whole.safetensors", device="cuda")
 
 
@@ -246,8 +246,8 @@ def write_bad_models(folder: Path, target: Path) -> None:
         ("cut.safetensors", ValueError, r"cut.safetensors: not a safetensors file, or truncated"),
         ("stub.safetensors", ValueError, r"stub.safetensors: not a safetensors file, or trunca"),
         ("empty.safetensors", ValueError, r"empty.safetensors: not a safetensors file, or trunc"),
-        ("text.safetensors", ValueError, r"text.safetensors: not a safetensors file, or truncat"),
-        ("foreign.safetensors", ValueError, r"foreign.safetensors: .* not written by this packag"),
+        ("text.safetensors", ValueError, r"text.safetensors: not a safetensors file, or"),
+        ("foreign.safetensors", ValueError, r"foreign.safetensors: .* not written by this"),
         ("other.safetensors", ValueError, r"encoder.*mlp.* expected \[17, 22\].*text_decoder.*59"),
         ("trap.pkl", ValueError, r"trap.pkl: .*Path.*"),
         ("cut.pkl", ValueError, r"cut.pkl: "),
