@@ -208,6 +208,12 @@ def test_kept_images_stay_as_they_are(folder: Path) -> None:
     np.testing.assert_array_equal(dataset._cache[1], read_image(dataset.records[1]))
 
 
+def test_images_are_kept_only_when_asked_for(folder: Path) -> None:
+    dataset = make_dataset(folder)
+    assert dataset[0, 1].index == 1
+    assert not dataset._cache
+
+
 def test_workers_change_nothing(folder: Path) -> None:
     dataset = make_dataset(folder)
     batches = []

@@ -103,6 +103,7 @@ def test_only_the_text_decoder_learns(folder: Path, tmp_path: Path) -> None:
         is_same = torch.equal(value, before[name])
         assert is_same != name.startswith("text_decoder."), name
     for name, parameter in trainer.model.named_parameters():
+        assert parameter.requires_grad == name.startswith("text_decoder."), name
         assert (parameter.grad is not None) == name.startswith("text_decoder."), name
 
 
@@ -113,6 +114,19 @@ def test_a_run_keeps_its_configuration_and_log(folder: Path, tmp_path: Path) -> 
     lines = (tmp_path / "log.csv").read_text().splitlines()
     assert lines[0] == "step,loss,lr"
     assert [line.split(",")[0] for line in lines[1:]] == ["2", "4"]
+
+
+def test_each_step_draws_its_own_captions(folder: Path, tmp_path: Path) -> None:
+    standing = OptimizerConfig(peak_lr=1e-12, warmup_steps=0, weight_decay=0.0)
+    losses = []
+    for run in range(2):
+        trainer = CaptionTrainer(
+            make_config(folder, tmp_path / str(run), optimizer=standing, text_dropout=0.0)
+        )
+        tokens = trainer.semantic_tokens()
+        losses.append([trainer.train_step(tokens)["loss"] for _ in range(3)])
+    assert losses[0] == losses[1]
+    assert len({round(loss, 4) for loss in losses[0]}) == 3
 
 
 def test_longer_texts_are_drawn_more_often(folder: Path, tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ def test_embeddings_are_kept_while_the_texts_stay(tmp_path: Path) -> None:
         again = embed_texts_cached(texts, path, embed)
         torch.testing.assert_close(again, embed_by_hash(texts), rtol=0, atol=0)
     assert embed.num_calls == 4
+    embed_texts_cached(("ab", "c"), path, embed)
+    assert torch.equal(embed_texts_cached(("a", "bc"), path, embed), embed_by_hash(("a", "bc")))
 
 
 def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from tests.training.tiny_runs import embed_by_hash, pretrain_config
 from tokenize_anything.build import load_model
 from tokenize_anything.checkpoints import save_model
 from tokenize_anything.concepts import ConceptVocabulary
-from tokenize_anything.config import PixelConfig
+from tokenize_anything.config import PixelConfig, PointLabel
 from tokenize_anything.data.prompt_sampling import PromptSamplingConfig
-from tokenize_anything.data.region_dataset import collate
+from tokenize_anything.data.region_dataset import EpochSampler, collate
 from tokenize_anything.data.samples import RegionBatch
 from tokenize_anything.image_transform import prepare_images
+from tokenize_anything.modeling.layers import DropPath
 from tokenize_anything.training import pretrain
 from tokenize_anything.training.checkpointing import load_training_state
 from tokenize_anything.training.config import PretrainConfig, load_config
@@ -71,6 +73,7 @@ def test_a_run_leaves_everything_needed_to_use_and_to_repeat_it(
     folder: Path, tmp_path: Path
 ) -> None:
     trainer = make_trainer(folder, tmp_path / "run", num_steps=4, log_every=2)
+    first = trainer.model.image_encoder.pos_embed.detach().clone()
     path = trainer.run()
     run = tmp_path / "run"
     names = ["concepts.safetensors", "config.yaml", "log.csv", "model.safetensors"]
@@ -87,8 +90,9 @@ def test_a_run_leaves_everything_needed_to_use_and_to_repeat_it(
     stored = load_model(path, device="cpu", dtype="float32").state_dict()
     for name, value in trainer.average.model.state_dict().items():
         assert torch.equal(stored[name], value), name
-    trained = trainer.model.state_dict()["image_encoder.pos_embed"]
-    assert not torch.equal(stored["image_encoder.pos_embed"], trained)  # the average, not the last
+    kept = stored["image_encoder.pos_embed"]  # the average, neither the last nor the first
+    assert not torch.equal(kept, trainer.model.image_encoder.pos_embed)
+    assert not torch.equal(kept, first)
 
 
 def test_a_finished_run_is_left_as_it_is(folder: Path, tmp_path: Path) -> None:
@@ -150,8 +154,8 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(
 
 def test_a_stopped_run_goes_on_when_allowed_to(folder: Path, tmp_path: Path) -> None:
     make_trainer(folder, tmp_path / "whole").run()
-    make_trainer(folder, tmp_path / "parts", stop_step=2).run()
-    assert load_training_state(tmp_path / "parts" / "training_state.pt")["step"] == 2
+    make_trainer(folder, tmp_path / "parts", stop_step=4).run()
+    assert load_training_state(tmp_path / "parts" / "training_state.pt")["step"] == 4
     make_trainer(folder, tmp_path / "parts").run()
     states = [
         load_training_state(tmp_path / name / "training_state.pt") for name in ("whole", "parts")
@@ -191,14 +195,14 @@ def test_a_second_stage_is_averaged_in(folder: Path, tmp_path: Path, interactive
     batch = first_batch(trainer)
     loss, parts = trainer.losses(batch)
     first = parts["mask"] + parts["iou"] + parts["concept"]
-    assert 0.5 * first < float(loss) != pytest.approx(first, rel=1e-3)
+    assert 0.5 * first < loss.item() != pytest.approx(first, rel=1e-3)
     # Regions without a mask have no second stage.
     nothing = dataclasses.replace(
         batch, has_mask=torch.zeros_like(batch.has_mask), masks=torch.zeros_like(batch.masks)
     )
     loss, parts = trainer.losses(nothing)
     assert parts["mask"] == parts["iou"] == 0
-    assert float(loss) == pytest.approx(0.5 * parts["concept"], rel=1e-5)
+    assert loss.item() == pytest.approx(0.5 * parts["concept"], rel=1e-5)
 
 
 def test_gradients_reach_exactly_the_trainable_parameters(folder: Path, tmp_path: Path) -> None:
@@ -215,14 +219,51 @@ def test_gradients_reach_exactly_the_trainable_parameters(folder: Path, tmp_path
     assert in_optimizer == trainable
 
 
-def test_frozen_parts_stay_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+def test_a_step_trains_all_but_the_frozen_parts(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path)
     before = {name: v.clone() for name, v in trainer.model.state_dict().items()}
     trainer.train_step(first_batch(trainer))
+    assert trainer.model.training
     for name, value in trainer.model.state_dict().items():
         if name.startswith("text_decoder.") or name.endswith("coord_matrix"):
             assert torch.equal(value, before[name]), name
     assert not torch.equal(trainer.model.image_encoder.pos_embed, before["image_encoder.pos_embed"])
+
+
+def test_dropouts_reach_the_model(folder: Path, tmp_path: Path) -> None:
+    model = make_trainer(folder, tmp_path, drop_path=0.3, decoder_dropout=0.2).model
+    paths = [module.p for module in model.image_encoder.modules() if isinstance(module, DropPath)]
+    assert (paths[0], paths[-1]) == (0.0, 0.3)
+    dropouts = [m.p for m in model.image_decoder.modules() if isinstance(m, torch.nn.Dropout)]
+    assert set(dropouts) == {0.2}
+
+
+def test_a_second_stage_without_interaction_clicks_anew(folder: Path, tmp_path: Path) -> None:
+    for interactive in (False, True):
+        trainer = make_trainer(
+            folder, tmp_path,
+            prompts=PromptSamplingConfig(interactive_probability=float(interactive)),
+        )  # fmt: skip
+        masks = torch.zeros(3, 24, 24, dtype=torch.bool)
+        masks[:, 4:12, 3:21] = True
+        boxes = torch.tensor([[6.0, 8.0, 42.0, 24.0]]).expand(3, -1)
+        is_box = torch.ones(3, dtype=torch.bool)
+        first = trainer.prompts.first(boxes, masks, is_box, trainer.generator)
+        logits = torch.full((3, 24, 24), -1.0)  # nothing predicted: all errors are missed pixels
+        second = trainer._second_prompts(first, logits, masks)
+        assert second.is_box.tolist() == [interactive] * 3
+        clicks = second.labels[:, 2:] if interactive else second.labels[:, :-1]
+        assert (clicks == PointLabel.FOREGROUND).all()
+
+
+def test_batches_follow_the_seed_and_the_step(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(folder, tmp_path, seed=5)
+    for step in (0, 1, 3):
+        trainer.step = step
+        order = itertools.islice(iter(EpochSampler(4, seed=5, start=2 * step)), 4)
+        wanted = [index for _, index in order]
+        batches = list(itertools.islice(iter(trainer._loader()), 2))
+        assert [index for batch in batches for index in batch.indices.tolist()] == wanted
 
 
 def test_low_precision_is_for_the_network_alone(
@@ -243,7 +284,7 @@ def test_low_precision_is_for_the_network_alone(
     loss, _ = trainer.losses(first_batch(trainer))
     assert set(seen) == {(torch.bfloat16, False)}
     assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(float(exact), rel=0.2)
+    assert loss.item() == pytest.approx(exact.item(), rel=0.2)
 
 
 # --- starting and stopping ---------------------------------------------------------------------

@@ -170,9 +170,15 @@ def test_gradients_fall_on_the_supervised_slot_and_on_all_iou_scores() -> None:
 
 
 def test_low_precision_outputs_are_compared_in_float32() -> None:
-    outputs = make_outputs(
-        mask_logits=random(R, 4, LOW, LOW).bfloat16(),
-        semantic_embeddings=random(R, 4, D, seed=2).bfloat16(),
-    )
-    result = region_losses(outputs, make_targets(), IS_BOX, VOCABULARY)
-    assert {result.mask.dtype, result.iou.dtype, result.concept.dtype} == {torch.float32}
+    low = {
+        "mask_logits": random(R, 4, LOW, LOW).bfloat16(),
+        "semantic_embeddings": random(R, 4, D, seed=2).bfloat16(),
+    }
+    same = {name: value.float() for name, value in low.items()}
+    results = [
+        region_losses(make_outputs(**values), make_targets(), IS_BOX, VOCABULARY)
+        for values in (low, same)
+    ]
+    for name in ("mask", "iou", "concept", "mean_iou", "slot"):
+        left, right = (getattr(result, name) for result in results)
+        assert torch.equal(left, right) and left.dtype == right.dtype, name
