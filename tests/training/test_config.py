@@ -93,7 +93,7 @@ def test_a_run_may_stop_before_the_end_of_its_schedule() -> None:
             {"drop_path": "1e-3"},
             r"expected float, got '1e-3'; YAML reads 1e-3 as text, write 0.001",
         ),
-        ({"compile_encoder": 1}, r"^run\.compile_encoder: expected bool, got 1"),
+        ({"compile_model": 1}, r"^run\.compile_model: expected bool, got 1"),
         ({"output_folder": 3}, r"^run\.output_folder: expected str, got 3$"),
         ({"init_from": 3}, r"^run\.init_from: expected str, got 3"),
         ({"stop_step": "3"}, r"^run\.stop_step: expected int, got '3'"),

@@ -18,6 +18,7 @@ from tokenize_anything.data.augment import (
     draw_crop,
     jitter_colour,
 )
+from tokenize_anything.data.procedural_shapes import ShapeConfig, paint_shapes
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, RegionBatch, TextTable
 from tokenize_anything.geometry import decode_rle, masks_to_boxes
 from tokenize_anything.image_loading import load_image
@@ -39,6 +40,7 @@ class RegionSamplingConfig:
     rarity_power: a region is drawn in proportion to (how often its text occurs) ** -rarity_power.
     whole_image_weight: weight of whole-image captions beside ordinary regions.
     box_only_weight: weight of regions that have a box and a name but no mask.
+    shapes: painted over the image and taken as regions too, of the `regions_per_image`.
     """
 
     regions_per_image: int = 8
@@ -46,6 +48,7 @@ class RegionSamplingConfig:
     rarity_power: float = 0.3
     whole_image_weight: float = 0.1
     box_only_weight: float = 0.4
+    shapes: ShapeConfig = field(default_factory=ShapeConfig)
 
     def __post_init__(self) -> None:
         for name in ("regions_per_image", "mask_stride"):
@@ -54,6 +57,11 @@ class RegionSamplingConfig:
         for name in ("whole_image_weight", "box_only_weight"):  # 0 would leave nothing to draw
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if self.shapes.count >= self.regions_per_image:
+            raise ValueError(
+                f"shapes.count: expected less than regions_per_image {self.regions_per_image}, got "
+                f"{self.shapes.count}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +156,26 @@ class RegionDataset(Dataset[RegionSample]):
         if self.augment.colour:  # before the padding, whose colour is always the same
             image = jitter_colour(image, rng, self.augment.colour)
         square = crop_image(image, crop, self.image_size, self.pixels)
+        if self.sampling.shapes.count:
+            square = self._add_shapes(square, boxes, masks, has_mask, rng)
         return RegionSample(square, boxes, masks, has_mask, text_index, index)
+
+    def _add_shapes(
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        masks: np.ndarray,
+        has_mask: np.ndarray,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Paint shapes and put them into the last rows of the arrays. Returns the painted image."""
+        shapes = self.sampling.shapes
+        last = len(masks) - shapes.count
+        image, visible, painted = paint_shapes(image, masks[:last], rng, shapes)
+        masks[:] = np.concatenate([visible, painted])
+        has_mask[:] = masks.any(axis=(1, 2))
+        boxes[has_mask] = masks_to_boxes(masks[has_mask]) * self.sampling.mask_stride
+        return image
 
     def _visible_regions(self, regions: Sequence[RegionAnnotation], crop: Crop) -> _View:
         """Regions of which enough lies inside the crop, with their model-frame boxes."""
@@ -170,7 +197,7 @@ class RegionDataset(Dataset[RegionSample]):
         if not regions:
             return []
         weights = np.array([self._weight(region) for region, _ in regions])
-        count = self.sampling.regions_per_image
+        count = self.sampling.regions_per_image - self.sampling.shapes.count
         replace = len(regions) < count
         picks = rng.choice(len(regions), count, replace=replace, p=weights / weights.sum())
         return [regions[pick] for pick in picks]

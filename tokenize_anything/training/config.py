@@ -17,6 +17,8 @@ from tokenize_anything.data.prompt_sampling import PromptSamplingConfig
 from tokenize_anything.data.region_dataset import RegionSamplingConfig
 from tokenize_anything.training.optimizer import OptimizerConfig
 
+TRAINABLE_PARTS = ("image_encoder", "prompt_encoder", "image_decoder")
+
 Precision = Literal["float32", "bfloat16"]
 Config = TypeVar("Config")
 
@@ -38,6 +40,8 @@ class PretrainConfig:
     """Stage 1: masks, IoU and concepts.
 
     init_from: a model to start from; its position table is resized to `model.image_size`.
+    freeze: parts that stay as they are, of `TRAINABLE_PARTS`.
+    fresh: parts that start from noise although `init_from` has them.
     sine_positions: scale of a sine table added to the position table at the start (see
         `sine_position_table`); 0 adds none.
     dice_weight: of the dice loss beside 20 times the focal loss; the paper has 1.
@@ -47,6 +51,7 @@ class PretrainConfig:
     second_stage_probability: how often a step decodes a second stage of prompts.
     device: "cpu", "cuda", "mps", or "auto".
     precision: bfloat16 runs the network under autocast; the losses are float32 always.
+    compile_model: compile encoder, decoder and losses, which takes minutes at the start.
     """
 
     data: DataConfig
@@ -57,6 +62,8 @@ class PretrainConfig:
     prompts: PromptSamplingConfig = field(default_factory=PromptSamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     init_from: str | None = None
+    freeze: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
     sine_positions: float = 0.0
     batch_size: int = 16
     num_steps: int = 5000
@@ -73,7 +80,7 @@ class PretrainConfig:
     ema_decay: float = 0.999
     device: str = "cpu"
     precision: Precision = "bfloat16"
-    compile_encoder: bool = False
+    compile_model: bool = False
     seed: int = 0
     num_workers: int = 1
     save_every: int = 500
@@ -82,6 +89,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         _require_counts(self, ("batch_size", "num_steps", "save_every", "log_every"))
         _require_fractions(self, ("second_stage_probability", "ema_decay"))
+        _require_parts(self, ("freeze", "fresh"))
         if self.num_workers < 0:
             raise ValueError(f"num_workers: expected at least 0, got {self.num_workers}")
         if self.stop_step is not None and not 1 <= self.stop_step <= self.num_steps:
@@ -270,6 +278,13 @@ def _require_counts(config: object, names: tuple[str, ...]) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+
+
+def _require_parts(config: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        unknown = sorted(set(getattr(config, name)) - set(TRAINABLE_PARTS))
+        if unknown:
+            raise ValueError(f"{name}: expected some of {list(TRAINABLE_PARTS)}, got {unknown}")
 
 
 def _require_fractions(config: object, names: tuple[str, ...]) -> None:

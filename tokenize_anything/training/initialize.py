@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,8 +26,13 @@ def resize_position_table(table: Tensor, grid_size: int) -> Tensor:
     return grid[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)
 
 
-def initialize_from(model: TAP, path: str | Path) -> None:
+def initialize_from(model: TAP, path: str | Path, *, fresh: Sequence[str] = ()) -> None:
     """Copy the weights of a model file or known model into `model`; only the image size may differ.
+
+    Args:
+        model: changed in place.
+        path: of a model file, or the name of a known model.
+        fresh: parts of the model, such as "image_decoder", that keep what they have.
 
     Raises:
         FileNotFoundError: no such file.
@@ -41,6 +47,10 @@ def initialize_from(model: TAP, path: str | Path) -> None:
         )
     state = source.state_dict()
     state[POSITION_TABLE] = resize_position_table(state[POSITION_TABLE], model.config.grid_size)
+    kept = {
+        name: value for name, value in model.state_dict().items() if name.partition(".")[0] in fresh
+    }
+    state |= kept
     check_state(model.state_dict(), state, where=f"init_from: {path}")
     model.load_state_dict(state)
 

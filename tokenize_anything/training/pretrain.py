@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tokenize_anything.data.coco_lvis import read_regions
 from tokenize_anything.data.prompt_sampling import PromptSampler, SampledPrompts
 from tokenize_anything.data.region_dataset import EpochSampler, RegionDataset, collate
 from tokenize_anything.data.samples import RegionBatch
-from tokenize_anything.modeling import ImageContext
+from tokenize_anything.modeling import ImageContext, RegionOutputs
 from tokenize_anything.training.checkpointing import (
     ModelAverage,
     load_training_state,
@@ -101,18 +102,23 @@ class Pretrainer:
             config.model, device=self.device, drop_path=config.drop_path,
             decoder_dropout=config.decoder_dropout,
         )  # fmt: skip
-        self.model.text_decoder.requires_grad_(False)
+        for part in (*config.freeze, "text_decoder"):
+            self.model.get_submodule(part).requires_grad_(False)
         if config.init_from is not None:
-            initialize_from(self.model, config.init_from)
+            initialize_from(self.model, config.init_from, fresh=config.fresh)
         if config.sine_positions:
             add_sine_positions(self.model, config.sine_positions)
         self.average = ModelAverage(self.model, config.ema_decay)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.prompts = PromptSampler(config.model.image_size, config.prompts)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.encode = self.model.encode_images
-        if config.compile_encoder:
+        self.encode: Callable[..., Tensor] = self.model.encode_images
+        self.decode: Callable[..., RegionOutputs] = self.model.decode_regions
+        self.compare: Callable[..., RegionLosses] = region_losses
+        if config.compile_model:
             self.encode = torch.compile(self.encode)
+            self.decode = torch.compile(self.decode)
+            self.compare = torch.compile(self.compare)
         self.step = 0
 
     def run(self) -> Path:
@@ -141,6 +147,8 @@ class Pretrainer:
             FloatingPointError: loss or gradient is NaN or infinite; the message names the images.
         """
         self.model.train()
+        for part in self.config.freeze:
+            self.model.get_submodule(part).eval()
         lr = learning_rate(self.step, self.config.num_steps, self.config.optimizer)
         set_learning_rate(self.optimizer, lr)
         loss, parts = self.losses(batch)
@@ -228,8 +236,8 @@ class Pretrainer:
         """Losses of one stage of prompts, and the supervised mask logits (R,4h,4w), detached."""
         coords, labels = prompts.coords_xy.unflatten(0, shape), prompts.labels.unflatten(0, shape)
         with self._autocast():
-            outputs = self.model.decode_regions(context, coords, labels)
-        stage = region_losses(
+            outputs = self.decode(context, coords, labels)
+        stage = self.compare(
             outputs, targets, prompts.is_box, self.teacher.vocabulary,
             dice_weight=self.config.dice_weight,
         )  # fmt: skip

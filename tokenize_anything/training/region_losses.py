@@ -52,11 +52,12 @@ def region_losses(
     *,
     dice_weight: float = 1.0,
 ) -> RegionLosses:
-    """Compare all outputs of R prompts with their truth, at the resolution of the true masks.
+    """Compare all outputs of R prompts with their truth.
 
-    Mask and concept losses fall on the supervised slot only (see `supervised_slot`), the IoU
-    regression on all four (mean squared error to the IoU of each thresholded mask). The slot of a
-    click is chosen at the resolution of the logits.
+    Mask and concept losses fall on the supervised slot only (see `supervised_slot`), the mask loss
+    at the resolution of the true masks. The IoU regression falls on all four (mean squared error to
+    the IoU of each thresholded mask); that IoU is measured, and the slot of a click chosen, at the
+    resolution of the logits.
 
     Args:
         outputs: of R prompts, all slots.
@@ -74,8 +75,7 @@ def region_losses(
         low_truth = low_truth.expand_as(logits)
         slot_losses = losses.mask_loss(logits, low_truth, dice_weight=dice_weight)
         slot = losses.supervised_slot(slot_losses, is_box)
-        full = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
-        actual_iou = losses.mask_iou(full, truth.unsqueeze(1).expand_as(full))
+        actual_iou = losses.mask_iou(logits, low_truth)
     chosen = F.interpolate(
         logits[rows, slot].unsqueeze(1), size=(size, size), mode="bilinear", align_corners=False
     )
