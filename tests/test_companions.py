@@ -207,9 +207,8 @@ def test_names_are_picked_from_the_models_own() -> None:
 @pytest.mark.parametrize(
     ("names", "own", "words"),
     [
-        (["cup"], None, r"names are picked .* this model has none; pass a concept file instead"),
+        (["cup"], None, r"no vocabulary to pick names from, .*; pass a concept file made with"),
         (["cup", "fork"], make_vocabulary(), r"\['fork'\] not among the 3 names"),
-        ([5], make_vocabulary(), r"\['5'\] not among the 3 names"),
         ([], make_vocabulary(), r"names: expected at least one concept, got none"),
         (["cup", "cup"], make_vocabulary(), r"different names, got \['cup'\] more than once"),
     ],
@@ -217,6 +216,11 @@ def test_names_are_picked_from_the_models_own() -> None:
 def test_names_that_cannot_be_picked(names: list[Any], own: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         pick_concepts(names, own)
+
+
+def test_names_are_texts() -> None:
+    with pytest.raises(TypeError, match=r"names: expected a sequence of strings, got \[5\]"):
+        pick_concepts([5], make_vocabulary())  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("concepts", [5, {"cup"}, b"cup", torch.zeros(2)])

