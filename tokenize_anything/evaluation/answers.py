@@ -1,0 +1,103 @@
+"""What protocols ask of a predictor: its four steps, and prompts answered with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenize_anything.concepts import ConceptVocabulary
+from tokenize_anything.image_transform import restore_masks
+from tokenize_anything.modeling import RegionOutputs
+from tokenize_anything.prompts import PointPrompts
+from tokenize_anything.region_decoding import DecodedImage, EncodedImage
+from tokenize_anything.text_generation import GenerationConfig
+
+MAX_REGIONS_AT_ONCE = 256  # prompts of one decoder call, as in the published protocols
+
+
+class RegionModel(Protocol):
+    """The steps of `TAPPredictor` that an evaluation uses; `RulePredictor` has them too."""
+
+    concepts: ConceptVocabulary | None
+
+    def encode_images(self, images: Any) -> Any:
+        """One photo, or a list of photos; one EncodedImage, or a list of them."""
+
+    def decode_regions(
+        self, encoded: EncodedImage, prompts: PointPrompts, *, all_slots: bool = True
+    ) -> RegionOutputs:
+        """Prompts on one encoded photo."""
+
+    def describe_concepts(
+        self, semantic_embeddings: Tensor | np.ndarray, *, top_k: int = 1
+    ) -> tuple[list[list[str]], np.ndarray]:
+        """Names and probabilities of semantic embeddings (R,D)."""
+
+    def write_captions(
+        self, semantic_tokens: Tensor | np.ndarray, *, generation: GenerationConfig | None = None
+    ) -> tuple[list[str], np.ndarray]:
+        """Captions and scores of semantic tokens (R,C)."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptedPhoto:
+    """A decoded photo (H,W,3) uint8 RGB and its prompts, original pixels."""
+
+    rgb: np.ndarray
+    prompts: PointPrompts
+
+
+def answer_photos(
+    predictor: RegionModel, photos: Sequence[PromptedPhoto | None], *, with_masks: bool = True
+) -> list[DecodedImage | None]:
+    """Encode photos together and decode the prompts of each; None answers None."""
+    present = [photo for photo in photos if photo is not None]
+    encoded = iter(predictor.encode_images([photo.rgb for photo in present]))
+    return [
+        None
+        if photo is None
+        else decode_prompts(predictor, next(encoded), photo.prompts, with_masks=with_masks)
+        for photo in photos
+    ]
+
+
+def decode_prompts(
+    predictor: RegionModel,
+    encoded: EncodedImage,
+    prompts: PointPrompts,
+    *,
+    with_masks: bool = True,
+) -> DecodedImage:
+    """The routed outputs of prompts on one encoded photo, at most 256 decoded at once.
+
+    Args:
+        predictor: the model, or a rule in its place.
+        encoded: from its `encode_images`.
+        prompts: original pixels.
+        with_masks: False leaves the masks out; they are then (0,H,W).
+
+    Returns:
+        DecodedImage; vectors stay on the device of the predictor.
+    """
+    masks, columns = [], []
+    for start in range(0, max(len(prompts), 1), MAX_REGIONS_AT_ONCE):
+        part = prompts[start : start + MAX_REGIONS_AT_ONCE]
+        outputs = predictor.decode_regions(encoded, part, all_slots=False)
+        if with_masks:
+            masks.append(restore_masks(outputs.select(outputs.mask_logits), encoded.frame))
+        fields = (outputs.iou_scores, outputs.semantic_tokens, outputs.semantic_embeddings)
+        columns.append([outputs.select(values) for values in fields] + [outputs.mask_index])
+    empty = np.zeros((0, *encoded.original_hw), bool)
+    vectors = [torch.cat(column) for column in zip(*columns, strict=True)]
+    return DecodedImage(np.concatenate([empty, *masks]), *vectors)
+
+
+def split_rows(values: Sequence[Any] | np.ndarray, counts: Sequence[int]) -> list[Any]:
+    """Cut what was computed for the regions of several photos together into one part per photo."""
+    ends = np.cumsum(counts)
+    return [values[end - count : end] for count, end in zip(counts, ends, strict=True)]
