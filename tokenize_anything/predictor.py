@@ -14,15 +14,18 @@ from tokenize_anything.build import choose_device, choose_dtype, load_model, loc
 from tokenize_anything.companions import (
     ConceptSource,
     check_companions,
+    check_same_space,
     check_tokenizer_source,
     find_companions,
     pick_concepts,
     read_concepts,
 )
 from tokenize_anything.concepts import ConceptVocabulary, check_top_k
-from tokenize_anything.geometry import to_numpy
-from tokenize_anything.image_transform import ImageSource, load_image, prepare_images
+from tokenize_anything.everything import find_in_photos
+from tokenize_anything.everything_config import EverythingConfig, check_everything_config
+from tokenize_anything.image_transform import ImageSource, load_image
 from tokenize_anything.modeling import TAP, RegionOutputs
+from tokenize_anything.predictor_arguments import as_rows, check_generation, check_model
 from tokenize_anything.prompt_arguments import PromptArguments, require_prompts
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.region_decoding import (
@@ -32,6 +35,7 @@ from tokenize_anything.region_decoding import (
     count_regions_in_memory,
     decode_image,
     decode_regions,
+    encode_photo,
 )
 from tokenize_anything.regions import RegionPredictions
 from tokenize_anything.text_generation import GenerationConfig, generate
@@ -67,7 +71,7 @@ class TAPPredictor:
         text_tokenizer: TextTokenizer | None = None,
         region_chunk: int | None = None,
     ) -> None:
-        _check_model(model)
+        check_model(model)
         check_companions(model.config, concepts, text_tokenizer)
         if region_chunk is not None and not (isinstance(region_chunk, int) and region_chunk >= 1):
             raise ValueError(
@@ -96,12 +100,14 @@ class TAPPredictor:
             device: "auto", "cpu", "cuda", "mps" or a torch device.
             dtype: "auto" is float32 on the CPU and bfloat16 on CUDA.
             concepts: a concept file; "merged_2560", "lvis_1203" or "coco_80" (published, from the
-                hub); a vocabulary; or a list of some names of the model's own vocabulary.
+                hub); a vocabulary; or a list of names. Names that the model's own vocabulary lacks
+                are embedded with the text encoder its concept space belongs to.
             text_tokenizer: SentencePiece file of the text decoder. Published weights need the
                 LLaMA tokenizer, which cannot be shipped here.
 
         Raises:
             FileNotFoundError: a file that is not there.
+            ImportError: new concept names, and their text encoder needs a package.
             TypeError: an argument of another kind.
             ValueError: an unknown name, a damaged file, or parts that do not belong together.
             ConnectionError, PermissionError: see `hub.download`.
@@ -119,8 +125,9 @@ class TAPPredictor:
             model.config.vocabulary_size,
             with_concepts=vocabulary is None,
         )
+        check_same_space(vocabulary, own.concept_space)
         if vocabulary is None:
-            vocabulary = pick_concepts(concepts, own.concepts)
+            vocabulary = pick_concepts(concepts, own.concepts, own.concept_space, device=device)
         if own.text_tokenizer is None:
             warnings.warn(
                 f"no text tokenizer for {name_or_path}: regions will have no captions; pass "
@@ -157,18 +164,12 @@ class TAPPredictor:
             FileNotFoundError, TypeError, ValueError: not images; see `image_loading.load_image`.
         """
         if not isinstance(images, list | tuple):
-            return self._encode(load_image(images))
+            return encode_photo(self.model, load_image(images))
         # One by one: a larger batch is no faster on the CPU, and needs memory.
         return [
-            self._encode(load_image(image, name=f"images[{index}]"))
+            encode_photo(self.model, load_image(image, name=f"images[{index}]"))
             for index, image in enumerate(images)
         ]
-
-    def _encode(self, rgb: np.ndarray) -> EncodedImage:
-        """Encode one loaded photo (H,W,3) uint8."""
-        pixels, frames = prepare_images([rgb], self.model.config)
-        features = self.model.encode_images(pixels.to(self.device, self.dtype))
-        return EncodedImage(features[0], frames[0])
 
     @torch.inference_mode()
     def decode_regions(
@@ -216,7 +217,7 @@ class TAPPredictor:
                 "concepts: this predictor has no vocabulary; pass concepts=FILE to from_pretrained"
             )
         width = self.model.config.semantic_dim
-        embeddings = _as_rows("semantic_embeddings", semantic_embeddings, width)
+        embeddings = as_rows("semantic_embeddings", semantic_embeddings, width)
         names, scores = self.concepts.top_k(embeddings, top_k)
         return names, scores.cpu().numpy()
 
@@ -242,9 +243,9 @@ class TAPPredictor:
                 "text_tokenizer: this predictor has none; pass text_tokenizer=FILE to "
                 "from_pretrained"
             )
-        _check_generation(generation)
+        check_generation(generation)
         width = self.model.config.decoder_dim
-        tokens = _as_rows("semantic_tokens", semantic_tokens, width).to(self.device, self.dtype)
+        tokens = as_rows("semantic_tokens", semantic_tokens, width).to(self.device, self.dtype)
         text = generate(
             self.model.text_decoder,
             tokens,
@@ -296,7 +297,7 @@ class TAPPredictor:
             ValueError: no prompt at all, or a prompt or photo that does not fit.
         """
         check_top_k(top_k)
-        _check_generation(generation)
+        check_generation(generation)
         given = PromptArguments(points, labels, boxes, masks, prompts)
         is_many = isinstance(images, list | tuple)
         sources = list(images) if is_many else [images]
@@ -305,6 +306,47 @@ class TAPPredictor:
             row.check()
         decoded = [self._decode_source(*each) for each in zip(sources, rows, strict=True)]
         regions = self._describe(decoded, top_k, captions, generation) if decoded else []
+        return regions if is_many else regions[0]
+
+    def predict_everything(
+        self,
+        images: Any,
+        *,
+        config: EverythingConfig | None = None,
+        top_k: int = 1,
+        captions: bool = True,
+        generation: GenerationConfig | None = None,
+        progress: bool = False,
+    ) -> Any:
+        """Find, name and describe all regions of a photo by a grid of clicks; see `everything`.
+
+        Args:
+            images: a photo or a list of photos, as in `predict_mask_concept_caption`. The masks of
+                all photos of a list are in memory together; give long lists in pieces.
+            config: how to search, and which masks to keep.
+            top_k: names per region.
+            captions: False skips the text decoder.
+            generation: how captions are written; greedy by default.
+            progress: show a bar of the clicks done.
+
+        Returns:
+            RegionPredictions with `parent_index`, best predicted IoU first, or a list of them for a
+            list. Where no mask is good enough there are no regions.
+
+        Raises:
+            FileNotFoundError, TypeError: as `predict_mask_concept_caption`.
+            ValueError: the same, or crops of an EncodedImage.
+        """
+        check_top_k(top_k)
+        check_generation(generation)
+        config = check_everything_config(config)
+        is_many = isinstance(images, list | tuple)
+        sources = list(images) if is_many else [images]
+        chunk = self.region_chunk
+        found = find_in_photos(self.model, sources, config, chunk=chunk, progress=progress)
+        decoded = [each.decoded for each in found]
+        records = self._describe(decoded, top_k, captions, generation) if decoded else []
+        regions = [each.add_tree(record) for each, record in zip(found, records, strict=True)]
         return regions if is_many else regions[0]
 
     @torch.inference_mode()
@@ -316,7 +358,7 @@ class TAPPredictor:
         else:
             rgb = load_image(source, name=arguments.where or "image")
             prompts = arguments.join(*rgb.shape[:2])
-            source = self._encode(rgb)
+            source = encode_photo(self.model, rgb)
         return decode_image(self.model, source, prompts, chunk=self.region_chunk)
 
     def _describe(
@@ -351,37 +393,3 @@ class TAPPredictor:
             )
             for image, count, end in zip(decoded, counts, ends, strict=True)
         ]
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, TAP):
-        raise TypeError(
-            f"model: expected a TAP, got {type(model).__name__}; TAPPredictor.from_pretrained "
-            "takes names and paths"
-        )
-    if model.training:
-        raise ValueError("model: expected evaluation mode, got training mode; call model.eval()")
-
-
-def _check_generation(generation: Any) -> None:
-    if generation is not None and not isinstance(generation, GenerationConfig):
-        raise TypeError(
-            f"generation: expected a GenerationConfig, got {type(generation).__name__}; write "
-            "GenerationConfig(num_beams=4), for instance"
-        )
-
-
-def _as_rows(name: str, values: Any, width: int) -> Tensor:
-    """Check (R,width) numbers of any kind; returns a float32 tensor."""
-    if not isinstance(values, Tensor):
-        array = to_numpy(name, values)
-        if array.size and array.dtype.kind not in "iuf":
-            raise TypeError(f"{name}: expected numbers, got dtype {array.dtype}")
-        array = array.reshape(0, width) if array.shape == (0,) else array
-        values = torch.from_numpy(array.astype(np.float32))  # a copy: the given may be read-only
-    if values.ndim != 2 or values.shape[1] != width:
-        raise ValueError(
-            f"{name}: expected shape (R,{width}), got {tuple(values.shape)}; choose one of the "
-            "four slots of each region first, for instance with RegionOutputs.select"
-        )
-    return values.float()

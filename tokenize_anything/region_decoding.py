@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenize_anything.config import NUM_MASK_SLOTS, TAPConfig
-from tokenize_anything.image_transform import ImageFrame, restore_masks
+from tokenize_anything.image_transform import ImageFrame, prepare_images, restore_masks
 from tokenize_anything.modeling import TAP, RegionOutputs
 from tokenize_anything.prompts import PointPrompts
 
@@ -84,6 +84,21 @@ def check_encoded(encoded: Any, config: TAPConfig) -> None:
             f"encoded: expected features {expected} of a square of {config.image_size} pixels, got "
             f"{found} of {side}; encode the photo with this predictor"
         )
+
+
+def encode_photo(model: TAP, rgb: np.ndarray) -> EncodedImage:
+    """Encode one loaded photo (H,W,3) uint8."""
+    pixels, frames = prepare_images([rgb], model.config)
+    features = model.encode_images(pixels.to(model.device, model.dtype))
+    return EncodedImage(features[0], frames[0])
+
+
+def embed_tokens(model: TAP, semantic_tokens: Tensor) -> Tensor:
+    """Semantic tokens (R,C) of chosen slots to embeddings (R,D) in the concept space."""
+    if not len(semantic_tokens):  # kernels differ on how they take empty tensors
+        return semantic_tokens.new_zeros(0, model.config.semantic_dim)
+    embeddings: Tensor = model.image_decoder.semantic_head(semantic_tokens)
+    return embeddings
 
 
 def decode_regions(

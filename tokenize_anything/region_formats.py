@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenize_anything.geometry import decode_rle, encode_rle, xyxy_to_xywh
+from tokenize_anything.geometry import (
+    decode_rle,
+    encode_rle,
+    masks_to_boxes,
+    xywh_to_xyxy,
+    xyxy_to_xywh,
+)
+from tokenize_anything.region_polygons import mask_to_polygons, polygons_to_mask
 
 if TYPE_CHECKING:
     import supervision
@@ -32,7 +39,10 @@ _JSON_KEYS = {
     "semantic_tokens": "semantic_token",
     "semantic_embeddings": "semantic_embedding",
     "mask_index": "mask_index",
+    "parent_index": "parent_index",
 }
+_JSON_DEFAULTS = {"parent_index": -1}  # of keys that older files lack
+_NO_ID = object()  # equal to no id of any annotation
 _VECTOR_FIELDS = ("semantic_tokens", "semantic_embeddings")
 # Fields with a free number of columns, which a record without regions keeps too.
 _JSON_COLUMNS = {
@@ -47,14 +57,15 @@ def to_coco(
     image_id: int,
     category_ids: Mapping[str, int] | None,
     first_id: int,
+    polygons: bool,
 ) -> list[dict[str, Any]]:
     """COCO annotations, see `RegionPredictions.to_coco`."""
-    return [
+    annotations: list[dict[str, Any]] = [
         {
             "id": first_id + row,
             "image_id": image_id,
             "category_id": _category_id(regions.concepts[row], category_ids),
-            "segmentation": encode_rle(regions.masks[row]),
+            "segmentation": _segmentation(regions.masks[row], polygons),
             "area": int(regions.masks[row].sum()),
             "bbox": xyxy_to_xywh(regions.boxes_xyxy[row]).tolist(),
             "iscrowd": 0,
@@ -65,6 +76,16 @@ def to_coco(
         }
         for row in range(len(regions))
     ]
+    for row in np.flatnonzero(regions.parent_index >= 0):
+        annotations[row]["parent_id"] = first_id + int(regions.parent_index[row])
+    return annotations
+
+
+def _segmentation(mask: np.ndarray, polygons: bool) -> Any:
+    """A run-length code, or polygons as flat lists x, y, x, y, ..."""
+    if not polygons:
+        return encode_rle(mask)
+    return [outline.ravel().tolist() for outline in mask_to_polygons(mask)]
 
 
 def _category_id(names: Sequence[str], category_ids: Mapping[str, int] | None) -> int:
@@ -77,6 +98,76 @@ def _category_id(names: Sequence[str], category_ids: Mapping[str, int] | None) -
             f"regions that have one"
         )
     return category_ids[names[0]]
+
+
+def fields_from_coco(
+    annotations: Sequence[Mapping[str, Any]],
+    image_size_hw: tuple[int, int],
+    category_names: Mapping[int, str] | None,
+) -> dict[str, Any]:
+    """Constructor arguments for `RegionPredictions.from_coco`, which documents them."""
+    rows = {annotation.get("id"): row for row, annotation in enumerate(annotations)}
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("masks", "boxes_xyxy", "concepts", "concept_scores")
+    }
+    for row, annotation in enumerate(annotations):
+        where = f"annotations: annotation {annotation.get('id', f'at position {row}')}"
+        try:
+            mask = _read_segmentation(annotation.get("segmentation"), image_size_hw)
+            box = annotation.get("bbox")
+            columns["masks"].append(mask)
+            columns["boxes_xyxy"].append(
+                masks_to_boxes(mask[None])[0] if box is None else xywh_to_xyxy(box)
+            )
+            names, scores = _read_concepts(annotation, category_names)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
+        columns["concepts"].append(names)
+        columns["concept_scores"].append(scores)
+    fields: dict[str, Any] = (
+        columns if annotations else {"masks": np.zeros((0, *image_size_hw), bool)}
+    )
+    return fields | {
+        "iou_scores": np.array([each.get("score", 1.0) for each in annotations], np.float32),
+        "captions": [_read_caption(annotation) for annotation in annotations],
+        "parent_index": np.array(
+            [rows.get(each.get("parent_id", _NO_ID), -1) for each in annotations], np.int64
+        ),
+    }
+
+
+def _read_segmentation(segmentation: Any, image_size_hw: tuple[int, int]) -> np.ndarray:
+    if isinstance(segmentation, Mapping):
+        mask = decode_rle(segmentation)
+        if mask.shape != image_size_hw:
+            raise ValueError(
+                f"expected a mask of the image, height and width {image_size_hw}, got {mask.shape}"
+            )
+        return mask
+    if isinstance(segmentation, Sequence) and not isinstance(segmentation, str):
+        return polygons_to_mask(segmentation, *image_size_hw)
+    raise ValueError(
+        f"expected a segmentation of run lengths or polygons, got {str(segmentation)[:60]}"
+    )
+
+
+def _read_concepts(
+    annotation: Mapping[str, Any], category_names: Mapping[int, str] | None
+) -> tuple[list[str], list[float]]:
+    if annotation.get("concepts"):
+        return annotation["concepts"], annotation["concept_scores"]
+    if category_names is None:
+        return [], []
+    category_id = annotation.get("category_id")
+    if not isinstance(category_id, int) or category_id not in category_names:
+        raise ValueError(f"expected a category among category_names, got {category_id!r}")
+    return [category_names[category_id]], [1.0]
+
+
+def _read_caption(annotation: Mapping[str, Any]) -> str | None:
+    captions = annotation.get("captions") or [None]
+    caption: str | None = annotation.get("caption", captions[0])
+    return caption
 
 
 def to_supervision(regions: RegionPredictions) -> supervision.Detections:
@@ -153,7 +244,8 @@ def fields_from_json(text: str) -> dict[str, Any]:
 def _fields_from_content(content: Mapping[str, Any]) -> dict[str, Any]:
     size_hw = content["image_size"]["height"], content["image_size"]["width"]
     fields: dict[str, Any] = {
-        name: [region[key] for region in content["regions"]] for name, key in _JSON_KEYS.items()
+        name: [(_JSON_DEFAULTS | region)[key] for region in content["regions"]]
+        for name, key in _JSON_KEYS.items()
     }
     fields["masks"] = [decode_rle(rle) for rle in fields["masks"]]
     wrong = {mask.shape for mask in fields["masks"]} - {size_hw}

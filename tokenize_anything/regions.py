@@ -28,8 +28,10 @@ _ARRAY_FIELDS: Mapping[str, tuple[tuple[int | None, ...], type[np.generic]]] = {
     "semantic_tokens": ((None,), np.float32),
     "semantic_embeddings": ((None,), np.float32),
     "mask_index": ((), np.int64),
+    "parent_index": ((), np.int64),
 }
 _LIST_FIELDS = ("concepts", "captions")
+_NO_PARENT = -1
 _KINDS = {np.bool_: "b", np.float32: "iuf", np.int64: "iu"}
 
 
@@ -52,6 +54,8 @@ class RegionPredictions:
         semantic_tokens: (R,C) float32, what the text decoder reads.
         semantic_embeddings: (R,D) float32, in the space of the concept vocabulary.
         mask_index: (R,) int64 in 0..3, which of the mask slots was selected.
+        parent_index: (R,) int64, the row of the region this one is part of, or -1. Selecting rows
+            keeps the tree: the parent becomes the nearest ancestor that was selected too.
 
     Raises:
         ValueError: naming every field whose shape, kind, length or values do not fit.
@@ -72,6 +76,7 @@ class RegionPredictions:
     semantic_tokens: NDArray[np.float32] = _ABSENT
     semantic_embeddings: NDArray[np.float32] = _ABSENT
     mask_index: NDArray[np.int64] = _ABSENT
+    parent_index: NDArray[np.int64] = _ABSENT
 
     def __post_init__(self) -> None:
         masks = to_numpy("masks", self.masks)
@@ -135,6 +140,11 @@ class RegionPredictions:
             name: np.concatenate([getattr(record, name) for record in filled])
             for name in _ARRAY_FIELDS
         }
+        starts = np.repeat(
+            np.cumsum([0, *map(len, filled[:-1])]), [len(record) for record in filled]
+        )
+        parents = fields["parent_index"]
+        fields["parent_index"] = np.where(parents == _NO_PARENT, _NO_PARENT, parents + starts)
         for name in _LIST_FIELDS:
             fields[name] = [item for record in filled for item in getattr(record, name)]
         return cls(**fields)
@@ -151,6 +161,7 @@ class RegionPredictions:
         """Select regions by int (a record of length 1), slice, boolean or integer array."""
         rows = select_rows(index, len(self))
         fields: dict[str, Any] = {name: getattr(self, name)[rows] for name in _ARRAY_FIELDS}
+        fields["parent_index"] = _select_parents(self.parent_index, rows)
         for name in _LIST_FIELDS:
             fields[name] = [getattr(self, name)[row] for row in rows]
         return RegionPredictions(**fields)
@@ -170,6 +181,7 @@ class RegionPredictions:
         category_ids: Mapping[str, int] | None = None,
         *,
         first_id: int = 1,
+        polygons: bool = False,
     ) -> list[dict[str, Any]]:
         """COCO annotations, one per region, ready for JSON.
 
@@ -178,16 +190,46 @@ class RegionPredictions:
             category_ids: id of every concept name; the first concept of a region decides. Without
                 it every region gets category 1.
             first_id: id of the first annotation; count on from it over several images.
+            polygons: write outlines, see `region_polygons.mask_to_polygons`, in place of
+                run-length codes. Holes are lost.
 
         Returns:
-            Mappings with the usual keys (`segmentation` run-length coded, `bbox` as x, y, width,
-            height, `score` the predicted mask quality) and `caption`, `concepts`,
-            `concept_scores`.
+            Mappings with the usual keys (`segmentation`, `bbox` as x, y, width, height, `score`
+            the predicted mask quality) and `caption`, `concepts`, `concept_scores`, and
+            `parent_id`, an annotation id, for the parts of other regions.
 
         Raises:
             ValueError: the first concept of a region has no id, or a region has no concept.
         """
-        return region_formats.to_coco(self, image_id, category_ids, first_id)
+        return region_formats.to_coco(self, image_id, category_ids, first_id, polygons)
+
+    @classmethod
+    def from_coco(
+        cls,
+        annotations: Sequence[Mapping[str, Any]],
+        height: int,
+        width: int,
+        *,
+        category_names: Mapping[int, str] | None = None,
+    ) -> RegionPredictions:
+        """The regions of one image from COCO annotations: those of `to_coco` and of others.
+
+        Args:
+            annotations: of one image, with `segmentation` as run-length code or polygons.
+            height: of the image in pixels.
+            width: of the image in pixels.
+            category_names: name of every category id. The name is the concept of annotations that
+                lack `concepts`, with a score of 1; without it they have none.
+
+        Returns:
+            Regions in the order given. `score` is 1 where there is none, captions are None,
+            and boxes are those of the masks where there is no `bbox`.
+
+        Raises:
+            ValueError: an annotation without segmentation, a damaged one, one of another image
+                size, or a category without a name; the message names the annotation.
+        """
+        return cls(**region_formats.fields_from_coco(annotations, (height, width), category_names))
 
     def to_supervision(self) -> supervision.Detections:
         """The regions as `supervision.Detections`.
@@ -239,7 +281,18 @@ def _as_array(name: str, value: ArrayLike | None, count: int) -> NDArray[Any]:
     if value is not None:
         return to_numpy(name, value)
     sizes, dtype = _ARRAY_FIELDS[name]
-    return np.zeros((count, *(size or 0 for size in sizes)), dtype)
+    neutral = _NO_PARENT if name == "parent_index" else 0
+    return np.full((count, *(size or 0 for size in sizes)), neutral, dtype)
+
+
+def _select_parents(parents: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Parents (R,) after rows were selected: the nearest selected ancestors, in new numbers."""
+    places = np.full(len(parents), _NO_PARENT)
+    places[rows[::-1]] = np.arange(len(rows))[::-1]  # of a row selected twice, the first place
+    ancestors = parents[rows]
+    while (is_lost := (ancestors != _NO_PARENT) & (places[ancestors] == _NO_PARENT)).any():
+        ancestors[is_lost] = parents[ancestors[is_lost]]
+    return np.where(ancestors == _NO_PARENT, _NO_PARENT, places[ancestors])
 
 
 def _raise_problems(
@@ -279,9 +332,25 @@ def _value_problems(arrays: Mapping[str, NDArray[Any]]) -> Iterator[str]:
     index, boxes = arrays["mask_index"], arrays["boxes_xyxy"]
     if ((index < 0) | (index >= _NUM_MASK_SLOTS)).any():
         yield f"mask_index must lie in 0..{_NUM_MASK_SLOTS - 1}, got {index.min()}..{index.max()}"
+    yield _parent_problem(arrays["parent_index"])
     is_reversed = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
     if is_reversed.any():
         yield f"boxes_xyxy must have x0 <= x1 and y0 <= y1, got {boxes[is_reversed][0].tolist()}"
+
+
+def _parent_problem(parents: NDArray[np.int64]) -> str:
+    if parents.size and not _NO_PARENT <= parents.min() <= parents.max() < len(parents):
+        return (
+            f"parent_index must lie in {_NO_PARENT}..{len(parents) - 1}, got "
+            f"{parents.min()}..{parents.max()}"
+        )
+    ancestors = parents
+    for _ in range(len(parents)):
+        if (ancestors == _NO_PARENT).all():
+            return ""
+        ancestors = np.where(ancestors == _NO_PARENT, _NO_PARENT, parents[ancestors])
+    row = np.flatnonzero(ancestors != _NO_PARENT)
+    return f"parent_index must not go in circles, got one from region {row[0]}" if row.size else ""
 
 
 def _list_problems(

@@ -1,6 +1,11 @@
 """The TAP network: torch only, tensors in the model frame in, tensors out."""
 
-from tokenize_anything.modeling.image_decoder import ImageDecoder, RegionOutputs, select_mask_index
+from tokenize_anything.modeling.image_decoder import (
+    AttendedPrompts,
+    ImageDecoder,
+    RegionOutputs,
+    select_mask_index,
+)
 from tokenize_anything.modeling.image_encoder import ImageEncoder
 from tokenize_anything.modeling.prompt_encoder import PromptEncoder
 from tokenize_anything.modeling.tap import TAP
@@ -9,6 +14,7 @@ from tokenize_anything.modeling.two_way_transformer import ImageContext
 
 __all__ = [
     "TAP",
+    "AttendedPrompts",
     "ImageContext",
     "ImageDecoder",
     "ImageEncoder",

@@ -51,6 +51,22 @@ class RegionOutputs:
         return values[torch.arange(len(self), device=values.device), self.mask_index]
 
 
+@dataclass(frozen=True)
+class AttendedPrompts:
+    """What R prompts have become before any mask is made, in the model frame.
+
+    features: (R,n,C) the cells of the image as each prompt has rewritten them.
+    iou_scores: (R,4) float32 estimates of the IoU of each mask.
+    mask_tokens: (R,4,C).
+    semantic_tokens: (R,4,C), input of the text decoder.
+    """
+
+    features: Tensor
+    iou_scores: Tensor
+    mask_tokens: Tensor
+    semantic_tokens: Tensor
+
+
 def select_mask_index(iou_scores: Tensor, is_box: Tensor) -> Tensor:
     """Choose one of the four outputs: slot 0 for a box, else the best of slots 1 to 3.
 
@@ -113,28 +129,60 @@ class ImageDecoder(nn.Module):
         Returns:
             RegionOutputs of R = B * P regions, image-major.
         """
+        prompts = self.attend(context, point_embeddings)
+        mask_index = select_mask_index(prompts.iou_scores, is_box.flatten())
+        weights = self._mask_weights(prompts.mask_tokens)
+        described = prompts.semantic_tokens
+        if not all_slots:
+            rows = torch.arange(len(mask_index), device=mask_index.device)
+            weights = weights[rows, mask_index].unsqueeze(1)
+            described = described[rows, mask_index].unsqueeze(1)
+        return RegionOutputs(
+            mask_logits=self._mask_logits(prompts.features, weights),
+            iou_scores=prompts.iou_scores,
+            mask_tokens=prompts.mask_tokens,
+            semantic_tokens=prompts.semantic_tokens,
+            semantic_embeddings=self.semantic_head(described),
+            mask_index=mask_index,
+        )
+
+    def attend(self, context: ImageContext, point_embeddings: Tensor) -> AttendedPrompts:
+        """The first half of `forward`, which scores masks before any of them is made.
+
+        Args:
+            context: from `prepare`, of B images with a square grid.
+            point_embeddings: (B,P,N,C).
+
+        Returns:
+            AttendedPrompts of R = B * P prompts, image-major.
+        """
         batch, prompts = point_embeddings.shape[:2]
         learned = torch.cat([self.semantic_tokens, self.iou_token, self.mask_tokens])
         learned = learned.to(point_embeddings.dtype).expand(batch, prompts, -1, -1)
         tokens, features = self.transformer(torch.cat([learned, point_embeddings], dim=2), context)
         tokens = tokens.flatten(0, 1)  # (R,T,C)
         semantic_tokens, iou_token, mask_tokens = tokens[:, :9].split([4, 1, 4], dim=1)
-        iou_scores = self.iou_head(iou_token[:, 0]).float()
-        mask_index = select_mask_index(iou_scores, is_box.flatten())
-        weights = self._mask_weights(mask_tokens)
-        described = semantic_tokens
-        if not all_slots:
-            rows = torch.arange(len(tokens), device=tokens.device)
-            weights = weights[rows, mask_index].unsqueeze(1)
-            described = semantic_tokens[rows, mask_index].unsqueeze(1)
-        return RegionOutputs(
-            mask_logits=self._mask_logits(features.flatten(0, 1), weights),
-            iou_scores=iou_scores,
+        return AttendedPrompts(
+            features=features.flatten(0, 1),
+            iou_scores=self.iou_head(iou_token[:, 0]).float(),
             mask_tokens=mask_tokens,
             semantic_tokens=semantic_tokens,
-            semantic_embeddings=self.semantic_head(described),
-            mask_index=mask_index,
         )
+
+    def make_masks(self, prompts: AttendedPrompts, rows: Tensor, slots: Tensor) -> Tensor:
+        """Masks of chosen slots only; prompts without a chosen slot cost nothing.
+
+        Args:
+            prompts: R prompts, from `attend`.
+            rows: (K,) which prompt each mask belongs to.
+            slots: (K,) which of its four slots.
+
+        Returns:
+            (K,4h,4w) mask logits.
+        """
+        used, place = rows.unique(return_inverse=True)
+        weights = self._mask_weights(prompts.mask_tokens[used])
+        return self._mask_logits(prompts.features[used], weights)[place, slots]
 
     def _mask_weights(self, mask_tokens: Tensor) -> Tensor:
         """Per-pixel weights of each mask, (R,4,C/8)."""

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from tokenize_anything.config import PointLabel, TAPConfig
-from tokenize_anything.modeling.image_decoder import ImageDecoder, RegionOutputs
+from tokenize_anything.modeling.image_decoder import (
+    AttendedPrompts,
+    ImageDecoder,
+    RegionOutputs,
+)
 from tokenize_anything.modeling.image_encoder import ImageEncoder
 from tokenize_anything.modeling.prompt_encoder import PromptEncoder
 from tokenize_anything.modeling.text_decoder import TextDecoder
@@ -68,6 +72,23 @@ class TAP(nn.Module):
         point_embeddings = self.encode_prompts(coords_xy, labels)
         is_box = labels[..., 0] == PointLabel.TOP_LEFT
         return self.image_decoder(context, point_embeddings, is_box, all_slots=all_slots)
+
+    def attend_prompts(
+        self, context: ImageContext, coords_xy: Tensor, labels: Tensor
+    ) -> AttendedPrompts:
+        """The first half of `decode_regions`: scores and tokens, before any mask is made.
+
+        `image_decoder.make_masks` and `image_decoder.semantic_head` finish the chosen ones.
+
+        Args:
+            context: B images, from `prepare_regions`.
+            coords_xy: (B,P,N,2) model-frame pixels.
+            labels: (B,P,N) point labels 0..4.
+
+        Returns:
+            AttendedPrompts of R = B * P prompts, image-major.
+        """
+        return self.image_decoder.attend(context, self.encode_prompts(coords_xy, labels))
 
     def score_captions(self, semantic_tokens: Tensor, token_ids: Tensor) -> Tensor:
         """(R,C) semantic tokens and (R,L) token ids to next-token logits (R,L,V)."""
