@@ -96,6 +96,37 @@ def test_the_text_is_the_name_else_the_first_caption(tmp_path: Path) -> None:
     assert [len(region.captions) for region in regions] == [2, 2, 1, 0, 0]
 
 
+def test_polygons_become_a_mask(tmp_path: Path) -> None:
+    parts = [[3, 2, 13, 2, 13, 7, 3, 7], [14.4, 8, 16.6, 8, 16.6, 10, 14.4, 10]]
+    (region,), _ = read(tmp_path, [annotation(segmentation=parts)])
+    expected = MASK.copy()
+    expected[8:10, 14:17] = True  # the middles 14.5, 15.5 and 16.5 lie inside
+    assert region.rle is not None
+    np.testing.assert_array_equal(decode_rle(region.rle), expected)
+
+
+def test_a_single_caption_counts_as_one(tmp_path: Path) -> None:
+    regions, texts = read(
+        tmp_path,
+        [
+            annotation(1, caption="a brick", captions=["red"]),
+            annotation(2, category_id=None, caption="a ball"),
+        ],
+    )
+    assert [region.captions for region in regions] == [("red", "a brick"), ("a ball",)]
+    assert texts.texts == (SHAPES[1], "a ball")
+
+
+def test_captions_without_a_box_describe_the_image(tmp_path: Path) -> None:
+    """As in COCO's captions_train2017.json."""
+    rows = [{"id": n, "image_id": 7, "caption": text} for n, text in enumerate("aba")]
+    regions, texts = read(tmp_path, rows)
+    assert [region.captions for region in regions] == [("a",), ("b",)]
+    assert all(region.is_whole_image and region.rle is None for region in regions)
+    assert {region.box_xyxy for region in regions} == {(0.0, 0.0, 17.0, 11.0)}
+    assert texts.texts == ("a", "b")
+
+
 def test_captions_of_an_image_become_whole_image_regions(tmp_path: Path) -> None:
     image = PHOTO | {"captions": ["one view", "another view", "one view", " "]}
     regions, texts = read(tmp_path, [annotation()], [image])
@@ -170,7 +201,12 @@ BAD_RLE = {"size": [11, 17], "counts": [5, 6]}
         ({"bbox": [1, 2, 3, float("nan")]}, "annotation 5: expected bbox as 4 finite numbers"),
         ({"bbox": "1234"}, "annotation 5: expected bbox as 4 finite numbers"),
         ({"category_id": 9}, "annotation 5 is of category 9, which the file does not list"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "annotation 5: .*got a list; convert polygons"),
+        (
+            {"segmentation": [[1, 2, 3, 4]]},
+            "annotation 5: segmentation: polygon: expected",
+        ),
+        ({"segmentation": "1,2"}, "annotation 5: .*code or a list of polygons, got a str"),
+        ({"caption": ["a text"]}, "annotation 5: expected caption as a text, got"),
         ({"segmentation": BAD_RLE}, r"annotation 5: rle: expected runs that add up to 11 \* 17"),
         (
             {"segmentation": {"size": [17, 11], "counts": [5, 182]}},

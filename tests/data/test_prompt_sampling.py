@@ -243,6 +243,50 @@ def test_the_seed_decides_everything_and_inputs_stay() -> None:
     assert not torch.equal(first_stage([True] * 3, 1).coords_xy, first_stage([True] * 3).coords_xy)
 
 
+def test_an_image_draws_the_same_alone_as_in_a_batch() -> None:
+    """Three images of two regions each; every image has a generator of its own."""
+    masks = torch.stack([LEFT, MIDDLE, EMPTY, LEFT, MIDDLE | LEFT, LEFT])
+    boxes = BOXES.repeat(2, 1)
+    predicted = masks.roll(1, dims=0)
+
+    def draw(rows: slice, seeds: range) -> list[Tensor]:
+        generators = [generator(seed) for seed in seeds]
+        is_box = SAMPLER.draw_is_box(boxes[rows], generators)
+        first = SAMPLER.first(boxes[rows], masks[rows], is_box, generators)
+        second = SAMPLER.corrections(first, predicted[rows], masks[rows], generators, 5)
+        fresh = SAMPLER.clicks(masks[rows], generators, 4)
+        return [is_box, *(getattr(p, n) for p in (first, second, fresh) for n in FIELDS)]
+
+    together = draw(slice(0, 6), range(3))
+    for image in range(3):
+        alone = draw(slice(2 * image, 2 * image + 2), range(image, image + 1))
+        for one, all_of_them in zip(alone, together, strict=True):
+            assert torch.equal(one, all_of_them[2 * image : 2 * image + 2])
+    assert together[1].shape == (6, 2, 2) and together[4].shape == (6, 7, 2)
+    assert together[7].shape == (6, 5, 2)
+    others = draw(slice(0, 6), range(7, 10))
+    assert not torch.equal(others[1], together[1])
+
+
+FIELDS = ("coords_xy", "labels", "is_box")
+
+
+def test_a_box_or_a_click_by_its_probability() -> None:
+    sampler = PromptSampler(SIZE, PromptSamplingConfig(box_probability=0.3))
+    boxes = torch.zeros(4000, 4)
+    assert float(sampler.draw_is_box(boxes, generator()).float().mean()) == pytest.approx(
+        0.3, abs=0.03
+    )
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_number_of_clicks_may_be_given(count: int) -> None:
+    first = first_stage([True, True, True])
+    second = SAMPLER.corrections(first, ~MASKS, MASKS, generator(), count)
+    assert second.labels.shape == (3, 2 + count)
+    assert SAMPLER.clicks(MASKS, generator(), count).labels.shape == (3, count + 1)
+
+
 @pytest.mark.parametrize(
     "values, message",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.data.photos import COLOURS, SIZES_HW, write_photos
 from tokenize_anything.config import PixelConfig
 from tokenize_anything.data.augment import AugmentConfig, Crop
 from tokenize_anything.data.coco_lvis import read_regions
+from tokenize_anything.data.epoch_sampler import EpochSampler
+from tokenize_anything.data.procedural_shapes import ShapeConfig
 from tokenize_anything.data.region_dataset import (
-    EpochSampler,
+    MAX_BAD_IMAGES,
     RegionDataset,
     RegionSample,
     RegionSamplingConfig,
@@ -188,6 +193,44 @@ def test_regions_are_repeated_only_where_they_are_too_few() -> None:
         assert count > 7 or len({region.captions for region, _ in picks}) == count
 
 
+# --- painted shapes ------------------------------------------------------------------------------
+
+
+def test_shapes_take_the_last_rows_and_cut_the_masks_of_the_others(folder: Path) -> None:
+    shapes = ShapeConfig(count=2, size_range=(0.2, 0.4))
+    sampling = RegionSamplingConfig(regions_per_image=PER_IMAGE, shapes=shapes)
+    painted = make_dataset(folder, augment=FIXED, sampling=sampling)
+    plain_sampling = RegionSamplingConfig(regions_per_image=PER_IMAGE - 2)
+    plain = make_dataset(folder, augment=FIXED, sampling=plain_sampling)
+    num_cut = 0
+    for epoch in range(6):
+        sample, before = painted[epoch, 0], plain[epoch, 0]
+        assert sample.masks.shape == (PER_IMAGE, SIZE // STRIDE, SIZE // STRIDE)
+        np.testing.assert_array_equal(sample.text_index[:-2], before.text_index)
+        assert (sample.text_index[-2:] == -1).all()
+        covered = sample.masks[-2:].any(axis=0)
+        np.testing.assert_array_equal(sample.masks[:-2], before.masks & ~covered)
+        np.testing.assert_array_equal(sample.has_mask, sample.masks.any(axis=(1, 2)))
+        num_cut += int((sample.masks[:-2] != before.masks).any())
+        for box, mask in zip(sample.boxes_xyxy, sample.masks, strict=True):
+            if mask.any():
+                rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+                expected = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+                assert box.tolist() == [STRIDE * value for value in expected]
+        without = ~sample.has_mask[:-2]
+        np.testing.assert_array_equal(sample.boxes_xyxy[:-2][without], before.boxes_xyxy[without])
+        changed = (sample.image != before.image).any(axis=2)
+        inside = covered.repeat(STRIDE, axis=0).repeat(STRIDE, axis=1)
+        assert changed[inside].mean() > 0.9
+    assert num_cut > 0
+
+
+def test_shapes_leave_room_for_regions() -> None:
+    message = "shapes.count: expected less than regions_per_image 3, got 3"
+    with pytest.raises(ValueError, match=message):
+        RegionSamplingConfig(regions_per_image=3, shapes=ShapeConfig(count=3))
+
+
 # --- repeatable ----------------------------------------------------------------------------------
 
 
@@ -225,7 +268,8 @@ def test_workers_change_nothing(folder: Path) -> None:
         batches.append(list(itertools.islice(iter(loader), 3)))
     for left, right in zip(*batches, strict=True):
         for field in dataclasses.fields(left):
-            assert torch.equal(getattr(left, field.name), getattr(right, field.name))
+            one, two = getattr(left, field.name), getattr(right, field.name)
+            assert torch.equal(one, two) if isinstance(one, Tensor) else one == two
 
 
 def test_collate_stacks_in_order(folder: Path) -> None:
@@ -240,10 +284,13 @@ def test_collate_stacks_in_order(folder: Path) -> None:
         np.testing.assert_array_equal(batch.masks[row].numpy(), sample.masks)
         np.testing.assert_array_equal(batch.has_mask[row].numpy(), sample.has_mask)
         np.testing.assert_array_equal(batch.text_index[row].numpy(), sample.text_index)
+        np.testing.assert_array_equal(batch.has_embedding[row].numpy(), sample.has_embedding)
+    assert batch.names == ("3.png", "1.png") and batch.skipped == () and len(batch) == 2
+    assert batch.embeddings is None and not batch.has_embedding.any()
     moved = batch.to(torch.device("meta"))
-    assert {getattr(moved, field.name).device.type for field in dataclasses.fields(moved)} == {
-        "meta"
-    }
+    values = [getattr(moved, field.name) for field in dataclasses.fields(moved)]
+    assert {value.device.type for value in values if isinstance(value, Tensor)} == {"meta"}
+    assert moved.names == batch.names
 
 
 # --- bad data ------------------------------------------------------------------------------------
@@ -287,6 +334,161 @@ def test_images_are_rgb(tmp_path: Path) -> None:
     assert read_image(record_of(tmp_path / "a.png"))[0, 0].tolist() == [0, 0, 200]
 
 
+def spoil(dataset: RegionDataset, index: int, **changes: Any) -> RegionDataset:
+    """The data set with another record in one place, and the rule to skip."""
+    records = list(dataset.records)
+    records[index] = dataclasses.replace(records[index], **changes)
+    return dataclasses.replace(dataset, records=records, on_bad_data="skip")
+
+
+def test_a_bad_image_is_replaced_named_and_replaced_alike_each_time(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    dataset = spoil(make_dataset(folder), 2, path=tmp_path / "broken.jpg")
+    sample = dataset[5, 2]
+    assert len(sample.skipped) == 1 and "broken.jpg" in sample.skipped[0]
+    assert sample.index != 2 and sample.name == f"{sample.index}.png"
+    assert sample.has_mask.any()
+    assert_same(dataset[5, 2], sample)
+    assert dataset[5, 1].skipped == ()
+    assert_same(dataset[5, 1], make_dataset(folder)[5, 1])
+    assert {dataset[epoch, 2].index for epoch in range(20)} == {0, 1, 3}
+    batch = collate([dataset[5, 1], sample])
+    assert batch.skipped == sample.skipped
+
+
+def test_a_missing_image_may_be_skipped_too(folder: Path, tmp_path: Path) -> None:
+    sample = spoil(make_dataset(folder), 0, path=tmp_path / "gone.png")[0, 0]
+    assert "gone.png" in sample.skipped[0]
+
+
+def test_too_many_bad_images_in_a_row_stop(tmp_path: Path) -> None:
+    records = [record_of(tmp_path / f"{index}.png") for index in range(3)]
+    texts = TextTable((), np.array([]))
+    dataset = RegionDataset(records, texts, SIZE, on_bad_data="skip")
+    message = rf"images: {MAX_BAD_IMAGES} in a row cannot be used, the last .*\d\.png"
+    with pytest.raises(ValueError, match=message):
+        dataset[0, 0]
+
+
+BAD_MASKS = [
+    ({"size": [47, 61], "counts": [47 * 61]}, "at least one pixel, got an empty one"),
+    ({"size": [5, 7], "counts": [0, 35]}, r"image's size \(47, 61\) .*, got \(5, 7\)"),
+    ({"size": [47, 61], "counts": [3, 4]}, "7"),
+    ({"size": [47, 61], "counts": 3}, "counts"),
+]
+
+
+@pytest.mark.parametrize("rle, message", BAD_MASKS)
+def test_a_region_with_a_bad_mask_is_left_out_or_stops(
+    folder: Path, rle: dict[str, Any], message: str
+) -> None:
+    dataset = make_dataset(folder, augment=FIXED)
+    good = next(region for region in dataset.records[0].regions if region.rle)
+    bad = dataclasses.replace(good, rle=rle, region_id=77, text_index=0)
+    changed = spoil(dataset, 0, regions=(good, bad))
+    sample = changed[0, 0]
+    num_bad = len(sample.skipped)
+    assert 0 < num_bad < PER_IMAGE
+    assert all(re.search(rf"0\.png: region 77: .*{message}", line) for line in sample.skipped)
+    assert sample.has_mask.sum() == PER_IMAGE - num_bad
+    assert (sample.text_index[~sample.has_mask] == -1).all()
+    with pytest.raises(ValueError, match=f"region 77: .*{message}"):
+        dataclasses.replace(changed, on_bad_data="stop")[0, 0]
+
+
+def test_what_a_record_lacks_is_passed_on_or_stops(folder: Path) -> None:
+    changed = spoil(make_dataset(folder), 1, skipped=("1.png: region 3: the box is outside",))
+    assert changed[0, 1].skipped == ("1.png: region 3: the box is outside",)
+    with pytest.raises(ValueError, match="region 3: the box is outside"):
+        dataclasses.replace(changed, on_bad_data="stop")[0, 1]
+
+
+# --- images in memory ----------------------------------------------------------------------------
+
+
+def test_an_encoded_image_equals_its_file(folder: Path) -> None:
+    dataset = make_dataset(folder)
+    record = dataset.records[1]
+    inside = dataclasses.replace(
+        record, path=Path("shard.tar/1.png"), encoded=record.path.read_bytes()
+    )
+    np.testing.assert_array_equal(read_image(inside), read_image(record))
+
+
+def test_an_encoded_image_is_turned_upright(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    image.save(tmp_path / "turned.png", exif=exif)
+    record = record_of(tmp_path / "turned.png", 7, 5)
+    encoded = dataclasses.replace(record, encoded=record.path.read_bytes())
+    np.testing.assert_array_equal(read_image(encoded), read_image(record))
+
+
+@pytest.mark.parametrize("kept", [0, 9, 150])
+def test_an_encoded_image_cut_short_is_named(folder: Path, kept: int) -> None:
+    record = make_dataset(folder).records[1]
+    cut = dataclasses.replace(
+        record, path=Path("a.tar/1.png"), encoded=record.path.read_bytes()[:kept]
+    )
+    with pytest.raises(ValueError, match=r"a\.tar/1\.png"):
+        read_image(cut)
+
+
+# --- embeddings ----------------------------------------------------------------------------------
+
+
+class Vectors:
+    """A store of [id, 2 id, 3 id] for the ids it was made with."""
+
+    def __init__(self, *ids: int) -> None:
+        self.ids = ids
+
+    def read(self, ids: Sequence[int]) -> np.ndarray:
+        if not set(ids) <= set(self.ids):
+            raise KeyError(f"{set(ids) - set(self.ids)} not stored")
+        return np.outer(ids, [1, 2, 3]).astype(np.float16)
+
+
+def numbered(folder: Path, *ids: int | None, **options: Any) -> RegionDataset:
+    """Regions of the first image that carry these ids."""
+    dataset = make_dataset(folder, augment=FIXED, embedding_dim=3, **options)
+    region = dataclasses.replace(dataset.records[0].regions[1])
+    regions = tuple(dataclasses.replace(region, region_id=one) for one in ids)
+    record = dataclasses.replace(dataset.records[0], regions=regions)
+    return dataclasses.replace(dataset, records=[record])
+
+
+def test_samples_carry_the_vectors_of_their_regions(folder: Path) -> None:
+    sample = numbered(folder, 7, 11, None, embeddings=Vectors(7, 11))[0, 0]
+    assert sample.embeddings is not None and sample.embeddings.dtype == np.float32
+    assert sample.embeddings.shape == (PER_IMAGE, 3)
+    assert 0 < sample.has_embedding.sum() < PER_IMAGE
+    for vector, is_there in zip(sample.embeddings, sample.has_embedding, strict=True):
+        expected = [[7, 14, 21], [11, 22, 33]] if is_there else [[0, 0, 0]]
+        assert vector.tolist() in expected
+    batch = collate([sample, sample])
+    assert batch.embeddings is not None and batch.embeddings.shape == (2, PER_IMAGE, 3)
+    assert torch.equal(batch.has_embedding[1], torch.from_numpy(sample.has_embedding))
+
+
+def test_a_missing_vector_is_left_out_or_stops(folder: Path) -> None:
+    dataset = numbered(folder, 7, 11, embeddings=Vectors(11), on_bad_data="skip")
+    sample = dataset[0, 0]
+    assert len(sample.skipped) == 1
+    assert re.search(r"0\.png: region 7: no embedding is stored", sample.skipped[0])
+    assert sample.embeddings is not None
+    found = sample.embeddings[sample.has_embedding]
+    assert 0 < len(found) < PER_IMAGE and (found == [11, 22, 33]).all()
+    with pytest.raises(ValueError, match="region 7: no embedding is stored"):
+        dataclasses.replace(dataset, on_bad_data="stop")[0, 0]
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "values, message",
     [
@@ -305,32 +507,3 @@ def test_a_stride_that_does_not_divide_is_refused() -> None:
     texts, sampling = TextTable((), np.array([])), RegionSamplingConfig(mask_stride=3)
     with pytest.raises(ValueError, match="mask_stride: expected a divisor of image_size 80, got 3"):
         RegionDataset([], texts, SIZE, sampling=sampling)
-
-
-# --- order of epochs -----------------------------------------------------------------------------
-
-
-def take(sampler: EpochSampler, count: int) -> list[tuple[int, int]]:
-    return list(itertools.islice(iter(sampler), count))
-
-
-def test_each_epoch_is_a_permutation_of_its_own() -> None:
-    keys = take(EpochSampler(11, seed=3), 33)
-    orders = [[index for epoch, index in keys if epoch == wanted] for wanted in range(3)]
-    assert [epoch for epoch, _ in keys] == [0] * 11 + [1] * 11 + [2] * 11
-    assert all(sorted(order) == list(range(11)) for order in orders)
-    assert len({tuple(order) for order in orders}) == 3
-    assert take(EpochSampler(11, seed=4), 33) != keys
-
-
-@pytest.mark.parametrize("start", [0, 1, 10, 11, 12, 25])
-def test_a_start_continues_where_it_stopped(start: int) -> None:
-    assert (
-        take(EpochSampler(11, seed=3, start=start), 9)
-        == take(EpochSampler(11, seed=3), 40)[start : start + 9]
-    )
-
-
-def test_no_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_samples: expected at least 1, got 0"):
-        EpochSampler(0)

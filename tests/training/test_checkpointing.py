@@ -12,14 +12,11 @@ from torch import nn
 
 from tokenize_anything.training.checkpointing import (
     ModelAverage,
+    keep_copy,
     load_training_state,
-    random_state,
     save_training_state,
-    set_random_state,
 )
 from tokenize_anything.training.csv_log import CsvLog
-
-CPU = torch.device("cpu")
 
 # --- average ---------------------------------------------------------------------------------
 
@@ -60,16 +57,6 @@ def test_the_average_is_a_model_of_its_own_for_use() -> None:
     assert all(p.requires_grad for p in model.parameters())
     first = next(average.model.parameters())
     assert first.data_ptr() != next(model.parameters()).data_ptr()
-
-
-# --- random numbers --------------------------------------------------------------------------
-
-
-def test_random_numbers_go_on_where_they_were() -> None:
-    state = random_state(CPU)
-    first = torch.rand(5)
-    set_random_state(state, CPU)
-    assert torch.equal(torch.rand(5), first)
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -128,6 +115,24 @@ def test_a_state_cut_short_is_refused(tmp_path: Path, kept: int) -> None:
 def test_a_missing_state_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"training state: no file at .*state\.pt"):
         load_training_state(tmp_path / "state.pt")
+
+
+# --- copies ----------------------------------------------------------------------------------
+
+
+def test_the_last_copies_are_kept_as_they_were(tmp_path: Path) -> None:
+    for step in (3, 20, 100):
+        save_training_state(tmp_path / "state.pt", {"step": step})
+        keep_copy(tmp_path, ["state.pt"], step, keep_last=2)
+    copies = sorted((tmp_path / "checkpoints").iterdir())
+    assert [copy.name for copy in copies] == ["step_00000020", "step_00000100"]
+    assert [load_training_state(copy / "state.pt")["step"] for copy in copies] == [20, 100]
+    save_training_state(tmp_path / "state.pt", {"step": 101})
+    keep_copy(tmp_path, ["state.pt"], 100, keep_last=1)  # of the same step: replaced
+    (copy,) = (tmp_path / "checkpoints").iterdir()
+    assert load_training_state(copy / "state.pt")["step"] == 101
+    keep_copy(tmp_path, ["state.pt"], 102, keep_last=0)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 # --- log -------------------------------------------------------------------------------------

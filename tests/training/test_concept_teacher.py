@@ -62,6 +62,39 @@ def test_all_texts_are_embedded_in_one_call() -> None:
     assert calls == [7]
 
 
+def test_features_are_the_unit_embeddings_of_the_texts() -> None:
+    def embed(texts: Sequence[str]) -> Tensor:
+        return 3 * embed_by_hash(texts)
+
+    teacher = ConceptTeacher(TEXTS, NAMES, embed, teacher_scale=1.0, student_scale=1.0)
+    prompts = ["a photo of a kite.", "a red kite above a ball", "a photo of a ball."]
+    rows = torch.tensor([1, 0, 2, -1])
+    torch.testing.assert_close(teacher.embeddings(rows)[:3], embed_by_hash(prompts)[rows[:3]])
+    assert teacher.embeddings(rows).shape == (4, 29)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_a_text_without_embedding_is_named(value: float) -> None:
+    def embed(texts: Sequence[str]) -> Tensor:
+        rows = embed_by_hash(texts)
+        rows[texts.index("a red kite above a ball")] = value
+        return rows
+
+    message = r"embed: 1 of 7 texts have no usable embedding .*\['a red kite above a ball'\]"
+    with pytest.raises(ValueError, match=message):
+        ConceptTeacher(TEXTS, NAMES, embed, teacher_scale=1.0, student_scale=1.0)
+
+
+def test_an_encoder_that_loses_texts_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"embed: expected \(7, D\), a row for each text, got \(6, "
+    ):
+        ConceptTeacher(
+            TEXTS, NAMES, lambda texts: embed_by_hash(texts[1:]),
+            teacher_scale=1.0, student_scale=1.0,
+        )  # fmt: skip
+
+
 # --- names -------------------------------------------------------------------------------------
 
 

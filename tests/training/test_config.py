@@ -13,8 +13,8 @@ import yaml
 from tests.training.tiny_runs import caption_config, pretrain_config
 from tokenize_anything.config import TAPConfig
 from tokenize_anything.data.augment import AugmentConfig
+from tokenize_anything.training.caption_config import CaptionConfig
 from tokenize_anything.training.config import (
-    CaptionConfig,
     DataConfig,
     PretrainConfig,
     config_from_dict,
@@ -97,7 +97,10 @@ def test_a_run_may_stop_before_the_end_of_its_schedule() -> None:
         ({"output_folder": 3}, r"^run\.output_folder: expected str, got 3$"),
         ({"init_from": 3}, r"^run\.init_from: expected str, got 3"),
         ({"stop_step": "3"}, r"^run\.stop_step: expected int, got '3'"),
-        ({"precision": "float16"}, r"precision: expected one of \['float32', 'bfloat16'\]"),
+        (
+            {"precision": "float8"},
+            r"precision: expected one of \['float32', 'bfloat16', 'float16'\]",
+        ),
         ({"model": {"pixels": {"channel_order": "GBR"}}}, r"channel_order: expected one of"),
         ({"data": DATA | {"annotation_files": "a.json"}}, r"annotation_files: expected a list"),
         ({"data": DATA | {"annotation_files": ["a", 3]}}, r"annotation_files\[1\]: expected str"),
@@ -108,7 +111,7 @@ def test_a_run_may_stop_before_the_end_of_its_schedule() -> None:
         ),
         (
             {"data": {"image_folder": "a"}},
-            r"^run\.data: the keys \['annotation_files'\] are missing",
+            r"^run\.data: data: expected one of .*'photo_folder', 'shards'\], got none",
         ),
         ({"augment": {"flip": 2}}, r"^run\.augment: flip: expected 0 to 1, got 2\.0"),
         ({"model": {"image_size": 100}}, r"^run\.model: TAPConfig: image_size must be a multiple"),

@@ -15,22 +15,26 @@ from torch import Tensor
 
 from tests.data.photos import SHAPES, write_photos
 from tests.tiny import randomize, tiny_config, tiny_tap
+from tests.training.states import assert_equal_states
 from tests.training.tiny_runs import embed_by_hash, pretrain_config
 from tokenize_anything.build import load_model
 from tokenize_anything.checkpoints import save_model
 from tokenize_anything.concepts import ConceptVocabulary
 from tokenize_anything.config import PixelConfig, PointLabel
+from tokenize_anything.data.epoch_sampler import EpochSampler
 from tokenize_anything.data.prompt_sampling import PromptSamplingConfig
-from tokenize_anything.data.region_dataset import EpochSampler, collate
+from tokenize_anything.data.region_dataset import collate
 from tokenize_anything.data.samples import RegionBatch
 from tokenize_anything.image_transform import prepare_images
 from tokenize_anything.modeling.layers import DropPath
-from tokenize_anything.training import pretrain
+from tokenize_anything.training import region_objective
 from tokenize_anything.training.checkpointing import load_training_state
 from tokenize_anything.training.config import PretrainConfig, load_config
 from tokenize_anything.training.initialize import sine_position_table
 from tokenize_anything.training.optimizer import OptimizerConfig, learning_rate
-from tokenize_anything.training.pretrain import LOG_COLUMNS, Pretrainer, normalize_pixels
+from tokenize_anything.training.pretrain import LOG_COLUMNS, Pretrainer
+from tokenize_anything.training.region_objective import PARTS, RegionObjective, normalize_pixels
+from tokenize_anything.training.step_draws import StepDraws, image_generators
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,11 @@ def make_trainer(folder: Path, output: Path, **changes: Any) -> Pretrainer:
 
 def first_batch(trainer: Pretrainer) -> RegionBatch:
     return collate([trainer.dataset[0, index] for index in (2, 1)])
+
+
+def loss_and_parts(trainer: Pretrainer, batch: RegionBatch) -> tuple[Tensor, dict[str, float]]:
+    loss, parts = trainer.losses(batch)
+    return loss, dict(zip(PARTS, parts.tolist(), strict=True))
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -109,26 +118,10 @@ class Killed(Exception):  # noqa: N818
 
 
 class DiesAtStep4(Pretrainer):
-    def train_step(self, batch: RegionBatch) -> dict[str, float]:
+    def train_step(self, *batches: RegionBatch) -> dict[str, float]:
         if self.step == 4:
             raise Killed
-        return super().train_step(batch)
-
-
-def assert_equal_states(left: Any, right: Any, place: str = "state") -> None:
-    """Bit for bit, through dicts and lists."""
-    assert type(left) is type(right), place
-    if isinstance(left, dict):
-        assert list(left) == list(right), place
-        for key in left:
-            assert_equal_states(left[key], right[key], f"{place}.{key}")
-    elif isinstance(left, list):
-        for index, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_equal_states(a, b, f"{place}[{index}]")
-    elif isinstance(left, Tensor):
-        assert torch.equal(left, right), place
-    else:
-        assert left == right, place
+        return super().train_step(*batches)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -180,7 +173,7 @@ def test_the_loss_falls(folder: Path, tmp_path: Path) -> None:
 def test_the_loss_is_the_weighted_sum_of_its_parts(folder: Path, tmp_path: Path) -> None:
     weights = {"mask_weight": 2.0, "iou_weight": 3.0, "concept_weight": 0.5, "dice_weight": 7.0}
     trainer = make_trainer(folder, tmp_path, second_stage_probability=0.0, **weights)
-    loss, parts = trainer.losses(first_batch(trainer))
+    loss, parts = loss_and_parts(trainer, first_batch(trainer))
     expected = 2 * parts["mask"] + 3 * parts["iou"] + 0.5 * parts["concept"]
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert min(parts["mask"], parts["iou"], parts["concept"]) > 0
@@ -193,14 +186,14 @@ def test_a_second_stage_is_averaged_in(folder: Path, tmp_path: Path, interactive
         prompts=PromptSamplingConfig(interactive_probability=interactive),
     )  # fmt: skip
     batch = first_batch(trainer)
-    loss, parts = trainer.losses(batch)
+    loss, parts = loss_and_parts(trainer, batch)
     first = parts["mask"] + parts["iou"] + parts["concept"]
     assert 0.5 * first < loss.item() != pytest.approx(first, rel=1e-3)
     # Regions without a mask have no second stage.
     nothing = dataclasses.replace(
         batch, has_mask=torch.zeros_like(batch.has_mask), masks=torch.zeros_like(batch.masks)
     )
-    loss, parts = trainer.losses(nothing)
+    loss, parts = loss_and_parts(trainer, nothing)
     assert parts["mask"] == parts["iou"] == 0
     assert loss.item() == pytest.approx(0.5 * parts["concept"], rel=1e-5)
 
@@ -238,22 +231,24 @@ def test_dropouts_reach_the_model(folder: Path, tmp_path: Path) -> None:
     assert set(dropouts) == {0.2}
 
 
-def test_a_second_stage_without_interaction_clicks_anew(folder: Path, tmp_path: Path) -> None:
-    for interactive in (False, True):
-        trainer = make_trainer(
-            folder, tmp_path,
-            prompts=PromptSamplingConfig(interactive_probability=float(interactive)),
-        )  # fmt: skip
-        masks = torch.zeros(3, 24, 24, dtype=torch.bool)
-        masks[:, 4:12, 3:21] = True
-        boxes = torch.tensor([[6.0, 8.0, 42.0, 24.0]]).expand(3, -1)
-        is_box = torch.ones(3, dtype=torch.bool)
-        first = trainer.prompts.first(boxes, masks, is_box, trainer.generator)
-        logits = torch.full((3, 24, 24), -1.0)  # nothing predicted: all errors are missed pixels
-        second = trainer._second_prompts(first, logits, masks)
-        assert second.is_box.tolist() == [interactive] * 3
-        clicks = second.labels[:, 2:] if interactive else second.labels[:, :-1]
-        assert (clicks == PointLabel.FOREGROUND).all()
+@pytest.mark.parametrize("is_interactive", [False, True])
+def test_a_second_stage_without_interaction_clicks_anew(
+    folder: Path, tmp_path: Path, is_interactive: bool
+) -> None:
+    objective = make_trainer(folder, tmp_path).objective
+    assert isinstance(objective, RegionObjective)
+    masks = torch.zeros(4, 24, 24, dtype=torch.bool)
+    masks[:, 4:12, 3:21] = True
+    boxes = torch.tensor([[6.0, 8.0, 42.0, 24.0]]).expand(4, -1)
+    generators = image_generators(0, 0, range(2), torch.device("cpu"))
+    is_box = torch.ones(4, dtype=torch.bool)
+    first = objective.prompts.first(boxes, masks, is_box, generators)
+    logits = torch.full((4, 24, 24), -1.0)  # nothing predicted: all errors are missed pixels
+    draws = StepDraws(True, is_interactive, 5)
+    second = objective.second_prompts(first, logits, masks, draws, generators)
+    assert second.is_box.tolist() == [is_interactive] * 4
+    clicks = second.labels[:, 2:] if is_interactive else second.labels[:, :-1]
+    assert clicks.shape == (4, 5) and (clicks == PointLabel.FOREGROUND).all()
 
 
 def test_batches_follow_the_seed_and_the_step(folder: Path, tmp_path: Path) -> None:
@@ -263,6 +258,7 @@ def test_batches_follow_the_seed_and_the_step(folder: Path, tmp_path: Path) -> N
         order = itertools.islice(iter(EpochSampler(4, seed=5, start=2 * step)), 4)
         wanted = [index for _, index in order]
         batches = list(itertools.islice(iter(trainer._loader()), 2))
+        assert [name for batch in batches for name in batch.names] == [f"{i}.png" for i in wanted]
         assert [index for batch in batches for index in batch.indices.tolist()] == wanted
 
 
@@ -273,13 +269,13 @@ def test_low_precision_is_for_the_network_alone(
         first_batch(make_trainer(folder, tmp_path))
     )
     seen = []
-    real = pretrain.region_losses
+    real = region_objective.region_losses
 
     def spy(outputs: Any, *arguments: Any, **options: Any) -> Any:
         seen.append((outputs.mask_logits.dtype, torch.is_autocast_enabled("cpu")))
         return real(outputs, *arguments, **options)
 
-    monkeypatch.setattr(pretrain, "region_losses", spy)
+    monkeypatch.setattr(region_objective, "region_losses", spy)
     trainer = make_trainer(folder, tmp_path / "b", precision="bfloat16")
     loss, _ = trainer.losses(first_batch(trainer))
     assert set(seen) == {(torch.bfloat16, False)}
@@ -330,7 +326,7 @@ def test_a_broken_loss_stops_the_run_and_names_the_images(folder: Path, tmp_path
 
 def test_embeddings_of_another_width_are_refused(folder: Path, tmp_path: Path) -> None:
     config = pretrain_config(folder, tmp_path, model=tiny_config(semantic_dim=31))
-    message = "semantic_dim: expected 29, the width of the text embeddings, got 31"
+    message = "semantic_dim: expected 29, the width of the teacher.s embeddings, got 31"
     with pytest.raises(ValueError, match=message):
         Pretrainer(config, embed_by_hash)
 

@@ -43,21 +43,23 @@ def make_targets(**changes: Tensor) -> RegionTargets:
     values: dict[str, Any] = dict(
         masks=random(R, HIGH, HIGH, seed=3) > 0,
         has_mask=torch.ones(R, dtype=torch.bool),
-        teacher_log_probs=random(R, K, seed=4).log_softmax(dim=-1),
+        teacher=random(R, K, seed=4).log_softmax(dim=-1),
         has_text=torch.ones(R, dtype=torch.bool),
     )
     return RegionTargets(**(values | changes))
 
 
-def enlarge(logits: Tensor) -> Tensor:
-    """(H,W) logits at the resolution of the masks."""
-    size = (HIGH, HIGH)
-    return F.interpolate(logits[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+def pooled(mask: Tensor) -> Tensor:
+    """(HIGH,HIGH) bool mask as shares of the cells of the logits."""
+    step = HIGH // LOW
+    cells = [[mask[y : y + step, x : x + step].float().mean() for x in range(0, HIGH, step)]
+             for y in range(0, HIGH, step)]  # fmt: skip
+    return torch.tensor(cells)
 
 
 def plain_iou(logits: Tensor, mask: Tensor) -> float:
-    predicted = enlarge(logits) > 0
-    return float((predicted & mask).sum() / (predicted | mask).sum())
+    predicted, truth = logits > 0, pooled(mask) > 0.5
+    return float((predicted & truth).sum() / (predicted | truth).sum())
 
 
 IS_BOX = torch.tensor([True, False, False])
@@ -70,14 +72,14 @@ def test_all_parts_equal_their_definition() -> None:
     expected: dict[str, list[float]] = {name: [] for name in ("mask", "iou", "concept", "mean_iou")}
     for row, slot in enumerate(slots):
         truth = targets.masks[row]
-        logits = enlarge(outputs.mask_logits[row, slot])
-        expected["mask"].append(float(mask_loss(logits, truth.float())))
+        logits = outputs.mask_logits[row, slot]
+        expected["mask"].append(float(mask_loss(logits, pooled(truth))))
         ious = [plain_iou(outputs.mask_logits[row, s], truth) for s in range(4)]
         errors = [(float(outputs.iou_scores[row, s]) - ious[s]) ** 2 for s in range(4)]
         expected["iou"].append(sum(errors) / 4)
         expected["mean_iou"].append(ious[slot])
         student = VOCABULARY.log_probs(outputs.semantic_embeddings[row, slot])
-        expected["concept"].append(float(concept_loss(student, targets.teacher_log_probs[row])))
+        expected["concept"].append(float(concept_loss(student, targets.teacher[row])))
     for name, values in expected.items():
         assert float(getattr(result, name)) == pytest.approx(sum(values) / R, rel=1e-5), name
 
@@ -85,8 +87,8 @@ def test_all_parts_equal_their_definition() -> None:
 def test_the_dice_loss_has_its_weight() -> None:
     outputs, targets = make_outputs(), make_targets()
     every = torch.ones(R, dtype=torch.bool)  # boxes, so that the slot does not depend on it
-    logits = torch.stack([enlarge(outputs.mask_logits[row, 0]) for row in range(R)])
-    expected = mask_loss(logits, targets.masks.float(), dice_weight=5.0).mean()
+    truth = torch.stack([pooled(mask) for mask in targets.masks])
+    expected = mask_loss(outputs.mask_logits[:, 0], truth, dice_weight=5.0).mean()
     result = region_losses(outputs, targets, every, VOCABULARY, dice_weight=5.0)
     torch.testing.assert_close(result.mask, expected)
 
@@ -113,9 +115,7 @@ def test_a_perfect_prediction_costs_next_to_nothing() -> None:
         mask_logits=logits, iou_scores=torch.ones(R, 4), semantic_embeddings=embeddings
     )
     teacher = VOCABULARY.log_probs(embeddings[:, 0])
-    result = region_losses(
-        outputs, make_targets(masks=masks, teacher_log_probs=teacher), IS_BOX, VOCABULARY
-    )
+    result = region_losses(outputs, make_targets(masks=masks, teacher=teacher), IS_BOX, VOCABULARY)
     assert float(result.mean_iou) == 1
     assert float(result.iou) == 0
     assert float(result.concept) == pytest.approx(0, abs=1e-6)
@@ -133,8 +133,11 @@ def test_regions_without_truth_are_left_out_of_its_means(left_out: str) -> None:
         RegionOutputs(
             **{f.name: getattr(outputs, f.name)[rows] for f in dataclasses.fields(outputs)}
         ),
-        RegionTargets(
-            **{f.name: getattr(targets, f.name)[rows] for f in dataclasses.fields(targets)}
+        make_targets(
+            **{
+                name: getattr(targets, name)[rows]
+                for name in ("masks", "has_mask", "teacher", "has_text")
+            }
         ),
         IS_BOX[rows],
         VOCABULARY,
@@ -182,3 +185,41 @@ def test_low_precision_outputs_are_compared_in_float32() -> None:
     for name in ("mask", "iou", "concept", "mean_iou", "slot"):
         left, right = (getattr(result, name) for result in results)
         assert torch.equal(left, right) and left.dtype == right.dtype, name
+
+
+def test_parts_with_the_counts_of_the_whole_add_up_to_it() -> None:
+    has_mask, has_text = torch.tensor([True, False, True]), torch.tensor([True, True, False])
+    outputs, targets = make_outputs(), make_targets(has_mask=has_mask, has_text=has_text)
+    whole = region_losses(outputs, targets, IS_BOX, VOCABULARY)
+    counts = {"mask_count": has_mask.sum(), "text_count": has_text.sum()}
+    parts = [
+        region_losses(
+            make_outputs(
+                **{f.name: getattr(outputs, f.name)[rows] for f in dataclasses.fields(outputs)}
+            ),
+            make_targets(
+                **{name: getattr(targets, name)[rows]
+                   for name in ("masks", "has_mask", "teacher", "has_text")},
+                **counts,
+            ),
+            IS_BOX[rows],
+            VOCABULARY,
+        )
+        for rows in (torch.tensor([0]), torch.tensor([1, 2]))
+    ]  # fmt: skip
+    for name in ("mask", "iou", "concept", "mean_iou"):
+        total = sum(getattr(part, name) for part in parts)
+        torch.testing.assert_close(total, getattr(whole, name), msg=name)
+
+
+def test_features_are_compared_by_their_angle_and_none_costs_nothing() -> None:
+    outputs, every = make_outputs(), torch.ones(R, dtype=torch.bool)
+    features = random(R, D, seed=6)
+    targets = make_targets(teacher=features)
+    result = region_losses(outputs, targets, every, None, concept_loss="feature")
+    expected = [
+        1 - float(a @ b / (a.norm() * b.norm()))
+        for a, b in zip(outputs.semantic_embeddings[:, 0], features, strict=True)
+    ]
+    assert float(result.concept) == pytest.approx(sum(expected) / R, rel=1e-5)
+    assert float(region_losses(outputs, targets, every, None, concept_loss="none").concept) == 0

@@ -16,8 +16,8 @@ from tests.training.tiny_runs import MODEL, caption_config, embed_by_hash, pretr
 from tokenize_anything.build import load_model
 from tokenize_anything.companions import find_companions
 from tokenize_anything.config import tap_tiny
+from tokenize_anything.training.caption_config import CaptionConfig
 from tokenize_anything.training.config import (
-    CaptionConfig,
     PretrainConfig,
     config_to_dict,
     load_config,

@@ -16,7 +16,8 @@ from tests.tiny import tiny_config
 from tokenize_anything.config import TAPConfig
 from tokenize_anything.data.augment import AugmentConfig
 from tokenize_anything.data.region_dataset import RegionSamplingConfig
-from tokenize_anything.training.config import CaptionConfig, DataConfig, PretrainConfig
+from tokenize_anything.training.caption_config import CaptionConfig, RegionTokenConfig
+from tokenize_anything.training.config import DataConfig, PretrainConfig
 from tokenize_anything.training.optimizer import OptimizerConfig
 
 MODEL = tiny_config()
@@ -67,6 +68,7 @@ def caption_config(folder: Path, output: Path, model: Path, tokenizer: Path, **c
         output_folder=str(output),
         init_from=str(model),
         text_tokenizer=str(tokenizer),
+        tokens=RegionTokenConfig(point_views=2, max_points=3),
         optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=2, weight_decay=0.0),
         batch_size=8,
         num_steps=6,
@@ -81,4 +83,4 @@ def caption_config(folder: Path, output: Path, model: Path, tokenizer: Path, **c
 
 def caption_model_config(pieces: int) -> TAPConfig:
     """The tiny model with room for the captions of drawn photos."""
-    return tiny_config(vocabulary_size=pieces, max_text_length=23)
+    return tiny_config(vocabulary_size=pieces, max_text_length=29)

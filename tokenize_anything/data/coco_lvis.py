@@ -1,4 +1,4 @@
-"""Read region annotations from COCO-style JSON, with run-length masks, names and captions."""
+"""Read region annotations from COCO-style JSON, with masks, names and captions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, TextTable
-from tokenize_anything.geometry import rle_area
+from tokenize_anything.geometry import encode_rle, rle_area
+from tokenize_anything.region_polygons import polygons_to_mask
 
 MIN_SIDE = 2.0
 
@@ -65,9 +66,10 @@ def read_regions(
 ) -> tuple[list[ImageRecord], TextTable]:
     """Collect the regions of all files, image by image.
 
-    Crowd annotations, empty masks and boxes under 2 pixels are left out. A region's text is its
-    category name, else its first caption. An image with captions gains a whole-image region for
-    each of them. Images without any region are left out.
+    Crowd annotations, empty masks and boxes under 2 pixels are left out. A mask is a run-length
+    code or polygons. A region's text is its category name, else its first caption. An image with
+    captions gains a whole-image region for each of them, as it does for an annotation that has a
+    caption and no box, as COCO's caption files have. Images without any region are left out.
 
     Args:
         annotation_files: COCO-style JSON files; the same image may appear in several.
@@ -128,13 +130,18 @@ class _Collector:
             self._add_image(image, f"annotations: {path}: image {image['id']}")
         for position, annotation in enumerate(content["annotations"]):
             where = f"annotations: {path}: annotation {_identity(annotation, position)}"
-            _require_keys(annotation, ("image_id", "bbox"), where)
+            is_of_image = _is_caption_of_image(annotation)
+            _require_keys(annotation, ("image_id",) if is_of_image else ("image_id", "bbox"), where)
             if annotation["image_id"] not in file_names:
                 raise ValueError(
                     f"{where} is of image {annotation['image_id']}, which is not among the "
                     f"{len(file_names)} images of the file"
                 )
-            self._add_annotation(annotation, names, file_names[annotation["image_id"]], where)
+            file_name = file_names[annotation["image_id"]]
+            if is_of_image:
+                self._add_whole_image(file_name, _captions(annotation, where))
+            else:
+                self._add_annotation(annotation, names, file_name, where)
 
     def records(self, image_folder: Path) -> list[ImageRecord]:
         return [
@@ -149,20 +156,27 @@ class _Collector:
             raise ValueError(
                 f"{where}: {name} is {size_hw} (height, width), but {self.sizes_hw[name]} elsewhere"
             )
-        regions = self.regions.setdefault(name, [])
-        known = self.captions.setdefault(name, set())
-        box = (0.0, 0.0, float(image["width"]), float(image["height"]))
-        for caption in _captions(image, where):
+        self.regions.setdefault(name, [])
+        self._add_whole_image(name, _captions(image, where))
+
+    def _add_whole_image(self, file_name: str, captions: Sequence[str]) -> None:
+        """One region for each caption that is new to the image."""
+        known = self.captions.setdefault(file_name, set())
+        height, width = self.sizes_hw[file_name]
+        box = (0.0, 0.0, float(width), float(height))
+        for caption in captions:
             if caption not in known:
                 known.add(caption)
-                row = self.texts.add(caption)
-                regions.append(RegionAnnotation(box, None, row, (caption,), is_whole_image=True))
+                region = RegionAnnotation(
+                    box, None, self.texts.add(caption), (caption,), is_whole_image=True
+                )
+                self.regions[file_name].append(region)
 
     def _add_annotation(
         self, annotation: Mapping[str, Any], names: Mapping[Any, str], file_name: str, where: str
     ) -> None:
         x, y, width, height = _checked_box(annotation["bbox"], where)
-        rle = annotation.get("segmentation") or None
+        rle = _as_rle(annotation.get("segmentation"), self.sizes_hw[file_name], where)
         area = _checked_area(rle, self.sizes_hw[file_name], where) if rle else None
         if annotation.get("iscrowd") or area == 0 or min(width, height) < MIN_SIDE:
             return
@@ -195,11 +209,22 @@ def _category(annotation: Mapping[str, Any], names: Mapping[Any, str], where: st
     return names[category]
 
 
+def _is_caption_of_image(annotation: Any) -> bool:
+    """Whether an annotation describes its image and points at nothing in it."""
+    if not isinstance(annotation, Mapping) or annotation.get("bbox") is not None:
+        return False
+    return bool(annotation.get("caption") or annotation.get("captions"))
+
+
 def _captions(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """What `captions`, a list, and `caption`, a text, say."""
     captions = entry.get("captions") or []
     if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{where}: expected captions as a list of texts, got {captions!r:.99}")
-    return tuple(caption for caption in captions if caption.strip())
+    single = entry.get("caption") or ""
+    if not isinstance(single, str):
+        raise ValueError(f"{where}: expected caption as a text, got {single!r:.99}")
+    return tuple(caption for caption in (*captions, single) if caption.strip())
 
 
 def _checked_box(box: Any, where: str) -> tuple[float, float, float, float]:
@@ -210,13 +235,25 @@ def _checked_box(box: Any, where: str) -> tuple[float, float, float, float]:
     return x, y, width, height
 
 
-def _checked_area(rle: Any, size_hw: tuple[int, int], where: str) -> int:
-    """Pixels of a mask that has the size of its image."""
-    if not isinstance(rle, dict):
+def _as_rle(segmentation: Any, size_hw: tuple[int, int], where: str) -> dict[str, Any] | None:
+    """A mask as it came, or made from polygons; None where there is none."""
+    if not segmentation:
+        return None
+    if isinstance(segmentation, dict):
+        return segmentation
+    if not isinstance(segmentation, list):
         raise ValueError(
-            f"{where}: expected segmentation as a run-length code, got a {type(rle).__name__}; "
-            f"convert polygons with pycocotools (frPyObjects, merge)"
+            f"{where}: expected segmentation as a run-length code or a list of polygons, got a "
+            f"{type(segmentation).__name__}"
         )
+    try:
+        return encode_rle(polygons_to_mask(segmentation, *size_hw))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: segmentation: {error}") from error
+
+
+def _checked_area(rle: dict[str, Any], size_hw: tuple[int, int], where: str) -> int:
+    """Pixels of a mask that has the size of its image."""
     try:
         area = rle_area(rle)
     except (ValueError, TypeError) as error:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 MAX_TRIES = 6
-MAX_COVERED = 0.3
+MAX_HIDDEN = 0.3
 NUM_CORNERS = 48
 
 
@@ -53,24 +53,36 @@ def paint_shapes(
         The painted image, the visible part of `masks`, and (count,m,m) bool masks of the shapes,
         all False for a shape that found no place. New arrays.
     """
-    image, masks = image.copy(), masks.copy()
+    image = image.copy()
     size, mask_size = image.shape[0], masks.shape[-1]
     shapes = np.zeros((config.count, mask_size, mask_size), dtype=bool)
-    whole = np.concatenate([masks, shapes])  # what each would show without the shapes
-    for index in range(config.count):
+    visible = np.concatenate([masks, shapes])
+    areas = np.count_nonzero(visible, axis=(1, 2))
+    for index in range(len(masks), len(visible)):
         for _ in range(MAX_TRIES):
             alpha = draw_outline(rng, size, config.size_range)
             covered = cv2.resize(alpha, (mask_size, mask_size), interpolation=cv2.INTER_AREA) > 0.5
-            left = np.count_nonzero(whole & ~covered, axis=(1, 2))
-            areas = np.count_nonzero(whole, axis=(1, 2))
-            if covered.any() and np.all(left >= (1 - MAX_COVERED) * areas):
+            window = _bounds(covered)
+            behind = visible[:, *window] & ~covered[window]
+            hidden = np.count_nonzero(visible[:, *window], axis=(1, 2)) - np.count_nonzero(
+                behind, axis=(1, 2)
+            )
+            remaining = np.count_nonzero(visible, axis=(1, 2)) - hidden
+            if covered.any() and np.all(remaining >= (1 - MAX_HIDDEN) * areas):
+                blend(image, alpha, rng)
+                visible[:, *window] = behind
+                visible[index] = covered
+                areas[index] = np.count_nonzero(covered)
                 break
-        else:
-            continue
-        blend(image, alpha, rng)
-        whole &= ~covered
-        whole[len(masks) + index] = covered
-    return image, whole[: len(masks)], whole[len(masks) :]
+    return image, visible[: len(masks)], visible[len(masks) :]
+
+
+def _bounds(array: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of an (H,W) array that hold anything but zeros."""
+    rows, columns = (np.flatnonzero(array.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return slice(0, 0), slice(0, 0)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def draw_outline(
@@ -129,8 +141,7 @@ def draw_texture(
 
 def blend(image: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> None:
     """Paint a random texture into `image` (S,S,3) uint8, as far as `alpha` (S,S) in [0, 1] says."""
-    rows, columns = (np.flatnonzero(alpha.any(axis=axis)) for axis in (1, 0))
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    window = _bounds(alpha)
     opacity = alpha[window][..., None]
     texture = draw_texture(rng, image, *opacity.shape[:2])
     image[window] = np.round(image[window] * (1 - opacity) + texture * opacity).astype(np.uint8)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,10 @@ from torch import Tensor
 from tokenize_anything.config import PointLabel
 
 PADDING_COORD = -0.5
+
+# One for all regions; or one for each image, whose regions follow each other. The second way, what
+# an image's regions draw depends on its own generator alone, whatever else is in the batch.
+Generators = torch.Generator | Sequence[torch.Generator]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,7 @@ class SampledPrompts:
     is_box: Tensor
 
 
-def sample_mask_pixels(masks: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def sample_mask_pixels(masks: Tensor, count: int, generator: Generators) -> Tensor:
     """Draw pixels of each mask, uniformly and without replacement where there are enough.
 
     A mask with fewer pixels gives each of them before any a second time; the positions of a mask
@@ -57,13 +63,13 @@ def sample_mask_pixels(masks: Tensor, count: int, generator: torch.Generator) ->
     Args:
         masks: (R,m,m) bool.
         count: how many.
-        generator: on the device of the masks.
+        generator: one or more, on the device of the masks.
 
     Returns:
         (R,count) int64 flat row-major positions.
     """
     flat = masks.flatten(1)
-    noise = torch.rand(flat.shape, generator=generator, device=flat.device)
+    noise = _noise(torch.rand, flat, generator, torch.float32)
     noise = torch.where(flat, noise, -1.0)
     top = noise.topk(min(count, flat.shape[1]), dim=1).indices
     available = flat.sum(dim=1, keepdim=True).clamp(min=1)
@@ -78,14 +84,10 @@ def pixels_to_coords(positions: Tensor, mask_size: int, image_size: int) -> Tens
     return (xy + 0.5) * ratio - 0.5
 
 
-def jitter_boxes(
-    boxes_xyxy: Tensor, config: PromptSamplingConfig, generator: torch.Generator
-) -> Tensor:
+def jitter_boxes(boxes_xyxy: Tensor, config: PromptSamplingConfig, generator: Generators) -> Tensor:
     """Move the corners of (R,4) boxes outward by Gaussian noise cut at zero; never inward."""
     sides = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).repeat(1, 2)
-    noise = torch.randn(
-        boxes_xyxy.shape, generator=generator, device=boxes_xyxy.device, dtype=boxes_xyxy.dtype
-    )
+    noise = _noise(torch.randn, boxes_xyxy, generator, boxes_xyxy.dtype)
     limit = config.max_box_shift
     shift = (noise * sides * config.box_noise).clamp(-limit, limit)
     return boxes_xyxy + torch.cat([shift[:, :2].clamp(max=0), shift[:, 2:].clamp(min=0)], dim=1)
@@ -102,8 +104,13 @@ class PromptSampler:
     image_size: int
     config: PromptSamplingConfig
 
+    def draw_is_box(self, boxes_xyxy: Tensor, generator: Generators) -> Tensor:
+        """Which regions (R,4) start from their box: (R,) bool, a coin for each."""
+        coins = _noise(torch.rand, boxes_xyxy[:, 0], generator, torch.float32)
+        return coins < self.config.box_probability
+
     def first(
-        self, boxes_xyxy: Tensor, masks: Tensor, is_box: Tensor, generator: torch.Generator
+        self, boxes_xyxy: Tensor, masks: Tensor, is_box: Tensor, generator: Generators
     ) -> SampledPrompts:
         """Two points per region: jittered corners where `is_box`, else a click and a pad.
 
@@ -124,11 +131,16 @@ class PromptSampler:
         return SampledPrompts(coords, labels, is_box)
 
     def corrections(
-        self, first: SampledPrompts, predicted: Tensor, masks: Tensor, generator: torch.Generator
+        self,
+        first: SampledPrompts,
+        predicted: Tensor,
+        masks: Tensor,
+        generator: Generators,
+        count: int | None = None,
     ) -> SampledPrompts:
         """The first prompt plus 1 to 8 clicks where `predicted` and `masks` differ.
 
-        One count is drawn for all regions. A box keeps its corners in front; a click has the new
+        The count is the same for all regions. A box keeps its corners in front; a click has the new
         ones behind it and its pad last.
 
         Args:
@@ -137,8 +149,10 @@ class PromptSampler:
             masks: (R,m,m) bool truth. Where both agree everywhere, the clicks fall on the truth;
                 where both are empty, they are pads.
             generator: of the draws.
+            count: how many clicks; None draws it, from the first generator.
         """
-        count = self._draw_count(1, self.config.max_corrections, generator)
+        if count is None:
+            count = self._draw_count(1, self.config.max_corrections, generator)
         errors = predicted ^ masks
         has_error = errors.flatten(1).any(dim=1)
         source = torch.where(has_error[:, None, None], errors, masks)
@@ -148,9 +162,15 @@ class PromptSampler:
         clicks, labels = _pad_rows(~source.flatten(1).any(dim=1), clicks, labels)
         return self._append(first, clicks, labels)
 
-    def clicks(self, masks: Tensor, generator: torch.Generator) -> SampledPrompts:
-        """2 to 9 clicks on each true mask and a pad, whatever the first stage was."""
-        count = self._draw_count(2, self.config.max_corrections + 1, generator)
+    def clicks(
+        self, masks: Tensor, generator: Generators, count: int | None = None
+    ) -> SampledPrompts:
+        """2 to 9 clicks on each true mask and a pad, whatever the first stage was.
+
+        The count is the same for all regions; None draws it, from the first generator.
+        """
+        if count is None:
+            count = self._draw_count(2, self.config.max_corrections + 1, generator)
         coords = self._draw_clicks(masks, count, generator)
         labels = torch.full(coords.shape[:2], int(PointLabel.FOREGROUND), device=masks.device)
         is_empty = ~masks.flatten(1).any(dim=1)
@@ -159,7 +179,7 @@ class PromptSampler:
         pad = torch.full_like(labels[:, :1], int(PointLabel.PADDING))
         return SampledPrompts(coords, torch.cat([labels, pad], dim=1), torch.zeros_like(is_empty))
 
-    def _draw_clicks(self, masks: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    def _draw_clicks(self, masks: Tensor, count: int, generator: Generators) -> Tensor:
         positions = sample_mask_pixels(masks, count, generator)
         return pixels_to_coords(positions, masks.shape[-1], self.image_size)
 
@@ -173,8 +193,18 @@ class PromptSampler:
         coords = coords.gather(1, order[..., None].expand(-1, -1, 2))
         return SampledPrompts(coords, all_labels.gather(1, order), first.is_box)
 
-    def _draw_count(self, low: int, high: int, generator: torch.Generator) -> int:
-        return int(torch.randint(low, high + 1, (1,), generator=generator, device=generator.device))
+    def _draw_count(self, low: int, high: int, generator: Generators) -> int:
+        first = generator if isinstance(generator, torch.Generator) else generator[0]
+        return int(torch.randint(low, high + 1, (1,), generator=first, device=first.device))
+
+
+def _noise(draw: Any, like: Tensor, generator: Generators, dtype: torch.dtype) -> Tensor:
+    """Random numbers of the shape of `like` (R,…); each generator fills the rows of its image."""
+    options = {"device": like.device, "dtype": dtype}
+    if isinstance(generator, torch.Generator):
+        return draw(like.shape, generator=generator, **options)
+    rows = (len(like) // len(generator), *like.shape[1:])
+    return torch.cat([draw(rows, generator=one, **options) for one in generator])
 
 
 def _pad_rows(is_padding: Tensor, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
 
 from tokenize_anything.config import PixelConfig
 from tokenize_anything.data.augment import (
@@ -19,6 +23,7 @@ from tokenize_anything.data.augment import (
     jitter_colour,
 )
 from tokenize_anything.data.procedural_shapes import ShapeConfig, paint_shapes
+from tokenize_anything.data.region_embeddings import RegionEmbeddings, read_present
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, RegionBatch, TextTable
 from tokenize_anything.geometry import decode_rle, masks_to_boxes
 from tokenize_anything.image_loading import load_image
@@ -27,6 +32,9 @@ MIN_VISIBLE = 0.4
 MIN_VISIBLE_WHOLE_IMAGE = 0.9
 MIN_BOX_SIDE = 3.0
 MAX_CROPS = 10
+MAX_BAD_IMAGES = 10
+
+BadDataRule = Literal["stop", "skip"]
 
 _View = list[tuple[RegionAnnotation, np.ndarray]]  # regions and their model-frame boxes (4,)
 
@@ -74,6 +82,10 @@ class RegionSample:
     has_mask: np.ndarray
     text_index: np.ndarray
     index: int
+    has_embedding: np.ndarray
+    embeddings: np.ndarray | None = None
+    name: str = ""
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -84,10 +96,14 @@ class RegionDataset(Dataset[RegionSample]):
     nothing but the seed and its own place: any worker, any restart gives the same one.
 
     Args:
-        records: annotated images.
+        records: annotated images; read when they are needed, if the sequence does so.
         texts: the text table their regions refer to.
         image_size: S, a multiple of `sampling.mask_stride`.
         keep_images: keep decoded photos in memory, of each worker for itself.
+        embeddings: vectors of the regions, which a sample then carries.
+        embedding_dim: D, their length.
+        on_bad_data: "stop" raises. "skip" takes another image, drawn from the same place, for one
+            that cannot be used, leaves out a region whose mask cannot, and says so in the sample.
     """
 
     records: Sequence[ImageRecord]
@@ -98,6 +114,9 @@ class RegionDataset(Dataset[RegionSample]):
     pixels: PixelConfig = field(default_factory=PixelConfig)
     seed: int = 0
     keep_images: bool = False
+    embeddings: RegionEmbeddings | None = None
+    embedding_dim: int = 0
+    on_bad_data: BadDataRule = "stop"
     _cache: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -115,13 +134,46 @@ class RegionDataset(Dataset[RegionSample]):
 
         Raises:
             FileNotFoundError: the image is missing.
-            ValueError: the image cannot be decoded or has another size than its annotation says.
+            ValueError: the image cannot be decoded or has another size than its annotation says, a
+                mask is empty or damaged, a region has no embedding; or, where such are skipped,
+                too many images in a row.
         """
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
-        image = self._read(index)
-        crop, regions = self._draw_view(image, self.records[index].regions, rng)
-        return self._make_sample(image, crop, self._choose(regions, rng), rng, index)
+        if self.on_bad_data == "stop":
+            return self._draw_sample(index, rng)
+        skipped: list[str] = []
+        while len(skipped) < MAX_BAD_IMAGES:
+            try:
+                sample = self._draw_sample(index, rng)
+            except (OSError, ValueError) as error:
+                skipped.append(str(error))
+                index = int(rng.integers(len(self.records)))
+            else:
+                return dataclasses.replace(sample, skipped=(*skipped, *sample.skipped))
+        raise ValueError(
+            f"images: {MAX_BAD_IMAGES} in a row cannot be used, the last because of {skipped[-1]}"
+        )
+
+    def _draw_sample(self, index: int, rng: np.random.Generator) -> RegionSample:
+        record = self.records[index]
+        problems = list(record.skipped)
+        image = self._read(index, record)
+        crop, regions = self._draw_view(image, record.regions, rng)
+        regions = self._choose(regions, rng)
+        boxes, masks, has_mask, text_index = self._region_arrays(regions, crop, record, problems)
+        embeddings, has_embedding = self._region_embeddings(regions, record, problems)
+        if problems and self.on_bad_data == "stop":
+            raise ValueError(problems[0])
+        if self.augment.colour:  # before the padding, whose colour is always the same
+            image = jitter_colour(image, rng, self.augment.colour)
+        square = crop_image(image, crop, self.image_size, self.pixels)
+        if self.sampling.shapes.count:
+            square = self._add_shapes(square, boxes, masks, has_mask, rng)
+        return RegionSample(
+            square, boxes, masks, has_mask, text_index, index, has_embedding, embeddings,
+            record.path.name, tuple(problems),
+        )  # fmt: skip
 
     def _draw_view(
         self, image: np.ndarray, regions: Sequence[RegionAnnotation], rng: np.random.Generator
@@ -135,9 +187,10 @@ class RegionDataset(Dataset[RegionSample]):
                 break
         return crop, visible
 
-    def _make_sample(
-        self, image: np.ndarray, crop: Crop, regions: _View, rng: np.random.Generator, index: int
-    ) -> RegionSample:
+    def _region_arrays(
+        self, regions: _View, crop: Crop, record: ImageRecord, problems: list[str]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes, masks, `has_mask` and text rows; a region with a bad mask adds to `problems`."""
         count, stride = self.sampling.regions_per_image, self.sampling.mask_stride
         size = self.image_size // stride
         everything = np.array([0, 0, self.image_size, self.image_size], dtype=np.float32)
@@ -146,19 +199,36 @@ class RegionDataset(Dataset[RegionSample]):
         has_mask = np.zeros(count, dtype=bool)
         text_index = np.full(count, -1, dtype=np.int64)
         for slot, (region, box) in enumerate(regions):
+            if region.rle is not None:
+                try:
+                    mask = _decode_mask(region, record)
+                except (ValueError, TypeError) as error:
+                    problems.append(f"{record.path}: region {region.region_id}: {error}")
+                    continue
+                masks[slot] = crop_mask(mask, crop, self.image_size, size)
             boxes[slot], text_index[slot] = box, region.text_index
-            if region.rle is None:
-                continue
-            masks[slot] = crop_mask(decode_rle(region.rle), crop, self.image_size, size)
             has_mask[slot] = masks[slot].any()
             if has_mask[slot]:
                 boxes[slot] = masks_to_boxes(masks[slot : slot + 1])[0] * stride
-        if self.augment.colour:  # before the padding, whose colour is always the same
-            image = jitter_colour(image, rng, self.augment.colour)
-        square = crop_image(image, crop, self.image_size, self.pixels)
-        if self.sampling.shapes.count:
-            square = self._add_shapes(square, boxes, masks, has_mask, rng)
-        return RegionSample(square, boxes, masks, has_mask, text_index, index)
+        return boxes, masks, has_mask, text_index
+
+    def _region_embeddings(
+        self, regions: _View, record: ImageRecord, problems: list[str]
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """(P,D) vectors and (P,) whether there is one; a missing one adds to `problems`."""
+        count = self.sampling.regions_per_image
+        has_embedding = np.zeros(count, dtype=bool)
+        if self.embeddings is None:
+            return None, has_embedding
+        ids = [region.region_id for region, _ in regions]
+        wanted = sorted({region_id for region_id in ids if region_id is not None})
+        present, missing = read_present(self.embeddings, wanted)
+        problems += [f"{record.path}: region {one}: no embedding is stored" for one in missing]
+        vectors = np.zeros((count, self.embedding_dim), dtype=np.float32)
+        for slot, region_id in enumerate(ids):
+            if region_id in present:
+                vectors[slot], has_embedding[slot] = present[region_id], True
+        return vectors, has_embedding
 
     def _add_shapes(
         self,
@@ -210,10 +280,10 @@ class RegionDataset(Dataset[RegionSample]):
             return weight
         return weight * float(self.texts.counts[region.text_index]) ** -self.sampling.rarity_power
 
-    def _read(self, index: int) -> np.ndarray:
+    def _read(self, index: int, record: ImageRecord) -> np.ndarray:
         if index in self._cache:
             return self._cache[index]
-        image = read_image(self.records[index])
+        image = read_image(record)
         if self.keep_images:
             self._cache[index] = image
         return image
@@ -226,7 +296,10 @@ def read_image(record: ImageRecord) -> np.ndarray:
         FileNotFoundError: the image is missing.
         ValueError: the image cannot be decoded or has another size than its annotation says.
     """
-    image = load_image(record.path)
+    if record.encoded is None:
+        image = load_image(record.path)
+    else:
+        image = load_image(_open_encoded(record.encoded, record), name=f"image: {record.path}")
     if image.shape[:2] != (record.height, record.width):
         raise ValueError(
             f"image: {record.path} is {image.shape[:2]}, its annotation says "
@@ -235,36 +308,43 @@ def read_image(record: ImageRecord) -> np.ndarray:
     return image
 
 
+def _open_encoded(encoded: bytes, record: ImageRecord) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"image: {record.path} cannot be decoded ({error})") from error
+
+
+def _decode_mask(region: RegionAnnotation, record: ImageRecord) -> np.ndarray:
+    """The mask of a region, (H,W) bool of the image's size, with at least one pixel.
+
+    Raises:
+        TypeError, ValueError: damaged, of another size, or empty.
+    """
+    assert region.rle is not None
+    mask = decode_rle(region.rle)
+    if mask.shape != (record.height, record.width):
+        raise ValueError(
+            f"expected a mask of the image's size {(record.height, record.width)} (height, width), "
+            f"got {mask.shape}"
+        )
+    if not mask.any():
+        raise ValueError("expected a mask with at least one pixel, got an empty one")
+    return mask
+
+
 def collate(samples: Sequence[RegionSample]) -> RegionBatch:
     """Stack samples along B."""
+    stacked = {
+        name: torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
+        for name in ("boxes_xyxy", "masks", "has_mask", "text_index", "has_embedding")
+    }
+    vectors = [sample.embeddings for sample in samples if sample.embeddings is not None]
     return RegionBatch(
         images=torch.from_numpy(np.stack([sample.image for sample in samples])),
-        boxes_xyxy=torch.from_numpy(np.stack([sample.boxes_xyxy for sample in samples])),
-        masks=torch.from_numpy(np.stack([sample.masks for sample in samples])),
-        has_mask=torch.from_numpy(np.stack([sample.has_mask for sample in samples])),
-        text_index=torch.from_numpy(np.stack([sample.text_index for sample in samples])),
         indices=torch.tensor([sample.index for sample in samples]),
+        embeddings=torch.from_numpy(np.stack(vectors)) if vectors else None,
+        names=tuple(sample.name for sample in samples),
+        skipped=tuple(line for sample in samples for line in sample.skipped),
+        **stacked,
     )
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index) forever, each epoch in its own order; starts at any sample.
-
-    Args:
-        num_samples: size of the data set.
-        seed: of the orders.
-        start: how many samples were already consumed.
-    """
-
-    def __init__(self, num_samples: int, *, seed: int = 0, start: int = 0) -> None:
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-        self.num_samples, self.seed, self.start = num_samples, seed, start
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, skip = divmod(self.start, self.num_samples)
-        while True:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
-            for index in order[skip:]:
-                yield epoch, int(index)
-            epoch, skip = epoch + 1, 0

@@ -1,113 +1,149 @@
-"""Stage 2: teach the text decoder to describe frozen semantic tokens (paper section 4.1)."""
+"""Stage 2: teach the text decoder to describe frozen region tokens (paper section 4.1)."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from tokenize_anything.build import build_model, choose_device, load_model
+from tokenize_anything.build import build_model, load_model
 from tokenize_anything.checkpoints import save_model
-from tokenize_anything.data.coco_lvis import read_regions
+from tokenize_anything.data.epoch_sampler import BatchShare
 from tokenize_anything.data.region_captions import captioned_regions, draw_texts
 from tokenize_anything.modeling import TAP
 from tokenize_anything.text_tokenizer import TextTokenizer
-from tokenize_anything.training.checkpointing import (
-    load_training_state,
-    random_state,
-    save_training_state,
-    set_random_state,
-)
-from tokenize_anything.training.config import CaptionConfig, save_config
+from tokenize_anything.training.caption_config import CaptionConfig
+from tokenize_anything.training.caption_tokenizer import drop_long_texts
+from tokenize_anything.training.caption_validation import CaptionValidator, ScoreCaptions
+from tokenize_anything.training.checkpointing import load_training_state, save_training_state
+from tokenize_anything.training.config import save_config
 from tokenize_anything.training.csv_log import CsvLog
+from tokenize_anything.training.distributed import Processes, wrap_data_parallel
+from tokenize_anything.training.gradient_step import GradientStep
 from tokenize_anything.training.initialize import initialize_from
 from tokenize_anything.training.losses import caption_loss
-from tokenize_anything.training.optimizer import (
-    build_optimizer,
-    descend,
-    learning_rate,
-    set_learning_rate,
-)
-from tokenize_anything.training.semantic_token_cache import (
-    compute_semantic_tokens,
-    load_tokens,
-    save_tokens,
-    tokens_key,
-)
+from tokenize_anything.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from tokenize_anything.training.region_objective import AUTOCAST_DTYPES
+from tokenize_anything.training.region_tokens import RegionTokens, TokenSource
+from tokenize_anything.training.semantic_token_cache import fill_cache, read_cache
+from tokenize_anything.training.step_draws import seed_dropout
+from tokenize_anything.training.training_data import open_data
 
 logger = logging.getLogger(__name__)
 
-TOKENS_FILE = "semantic_tokens.safetensors"
+TOKENS_FOLDER = "tokens"
+VALIDATION_TOKENS_FOLDER = "validation_tokens"
 STATE_FILE = "training_state.pt"
 MODEL_FILE = "model.safetensors"
+BEST_FILE = "best.safetensors"
 LOG_FILE = "log.csv"
+VALIDATION_FILE = "validation.csv"
 CONFIG_FILE = "config.yaml"
 
 
 class CaptionTrainer:
-    """One stage-2 run. The image side is frozen, so its tokens are computed once and kept.
+    """One stage-2 run. The image side is frozen, so its tokens can be computed once and kept.
 
     Region captions and whole-image captions are rarer than names; a batch draws a text in
-    proportion to the square root of its number of words, so that sentences are not drowned. The
-    folder of the run is laid out as `Pretrainer`'s; `model.safetensors` is the whole model.
+    proportion to the square root of its number of words, so that sentences are not drowned. Texts
+    that the decoder has no room for are left out; the log says how many, and which.
+
+    The folder of the run is laid out as `Pretrainer`'s; `model.safetensors` is the whole model.
+    With validation there are `validation.csv` and `best.safetensors` too: the model with the best
+    score, or the lowest loss where no scorer is given. Under `torchrun` the processes share each
+    batch, and the first of them validates and writes.
+
+    Args:
+        config: of the run.
+        score: compares captions with references during validation, for instance CIDEr.
 
     Raises:
         FileNotFoundError: annotations, weights or tokenizer are missing.
-        ValueError: they are damaged or do not fit each other, or no region has a text.
+        ValueError: they are damaged or do not fit each other, or no region has a usable text.
     """
 
-    def __init__(self, config: CaptionConfig) -> None:
+    def __init__(self, config: CaptionConfig, score: ScoreCaptions | None = None) -> None:
         self.config = config
-        self.device = choose_device(config.device)
+        self.processes = Processes.join(config.device)
+        self.device = self.processes.device
+        self.share = BatchShare(config.batch_size, self.processes.rank, self.processes.world)
         self.folder = Path(config.output_folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = CsvLog(self.folder / LOG_FILE, ("loss", "lr"))
+        self.validation_log = CsvLog(self.folder / VALIDATION_FILE, ("loss", "cider"))
         torch.manual_seed(config.seed)
-        self.records, texts = read_regions(config.data.annotation_files, config.data.image_folder)
-        self.regions = captioned_regions(self.records, texts)
-        if not self.regions:
-            raise ValueError(
-                f"annotations: expected regions with names or captions in "
-                f"{list(config.data.annotation_files)}, got none"
-            )
         self.tokenizer = TextTokenizer.from_file(config.text_tokenizer)
         self.model = self._initial_model()
         self.model.requires_grad_(False)
         self.model.text_decoder.requires_grad_(True)
+        self.max_length = self.model.config.max_text_length - 1
+        data = open_data(config.data, self.folder)
+        self.records = data.records
+        self.regions, self.long_texts = drop_long_texts(
+            captioned_regions(data.records, data.texts), self.tokenizer, self.max_length
+        )
+        self._report_texts()
+        self.source = RegionTokens(
+            self.model, self.records, self.regions, config.tokens, config.seed
+        )
+        self.validator = self._make_validator(score)
+        self.decoder: nn.Module = self.model.text_decoder
+        if self.processes.world > 1:
+            self.decoder = wrap_data_parallel(self.decoder, self.processes)
         self.optimizer = build_optimizer(self.model.text_decoder, config.optimizer)
+        self.gradients = GradientStep(
+            self.optimizer, config.optimizer.max_grad_norm, self.device,
+            is_float16=config.precision == "float16",
+        )  # fmt: skip
         words = np.array([np.mean([len(t.split()) for t in r.texts]) for r in self.regions])
         self.weights = np.sqrt(words) / np.sqrt(words).sum()
-        self.step = 0
+        self.step, self.best = 0, -math.inf
 
     def run(self) -> Path:
         """Train to the last step, going on from the state found. Returns the model's path."""
-        tokens = self.semantic_tokens()
+        tokens = self.token_source()
         if (self.folder / STATE_FILE).is_file():
             self._load()
-        self.log.rewind(self.step)
-        save_config(self.config, self.folder / CONFIG_FILE)
-        num_steps = self.config.num_steps
-        with tqdm(total=num_steps, initial=self.step, desc="stage 2", mininterval=5) as progress:
-            while self.step < num_steps:
+        if self.processes.is_first:
+            self.log.rewind(self.step)
+            if self.validator is not None:
+                self.validation_log.rewind(self.step)
+            save_config(self.config, self.folder / CONFIG_FILE)
+        last = self.config.num_steps
+        with tqdm(
+            total=last, initial=self.step, desc="stage 2", mininterval=5,
+            disable=not self.processes.is_first,
+        ) as progress:  # fmt: skip
+            while self.step < last:
                 row = self.train_step(tokens)
                 progress.update()
-                if self.step % self.config.log_every == 0:
-                    self.log.append(self.step, row)
-                    progress.set_postfix(loss=f"{row['loss']:.3f}")
-                if self.step % self.config.save_every == 0 or self.step == num_steps:
-                    self.save()
+                if self.processes.is_first:
+                    progress.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+                    self._write(row)
+        self.processes.wait()
         return self.folder / MODEL_FILE
 
-    def train_step(self, tokens: Tensor) -> dict[str, float]:
+    def token_source(self) -> TokenSource:
+        """Tokens of all regions: kept in the folder, or computed when a step asks for them."""
+        if not self.config.tokens.cached:
+            return self.source
+        folder, processes = self.folder / TOKENS_FOLDER, self.processes
+        fill_cache(self.source, folder, rank=processes.rank, world=processes.world)
+        processes.wait()
+        return read_cache(self.source, folder)
+
+    def train_step(self, tokens: TokenSource) -> dict[str, float]:
         """One update on a batch drawn from (seed, step) alone.
 
         Args:
-            tokens: (regions,C) semantic tokens of all regions.
+            tokens: from `token_source`.
 
         Returns:
             The values of the log's columns.
@@ -115,43 +151,43 @@ class CaptionTrainer:
         Raises:
             FloatingPointError: loss or gradient is NaN or infinite; the message names the images.
         """
-        rng = np.random.default_rng((self.config.seed, self.step))
-        picks = rng.choice(len(self.regions), self.config.batch_size, p=self.weights)
-        captions = draw_texts(self.regions, picks, rng)
-        token_ids, is_real = self.tokenizer.encode(
-            captions, max_length=self.model.config.max_text_length - 1
-        )
-        lr = learning_rate(self.step, self.config.num_steps, self.config.optimizer)
+        config = self.config
+        seed_dropout(config.seed, self.step, self.processes.rank)
+        rng = np.random.default_rng((config.seed, self.step))
+        picks = rng.choice(len(self.regions), config.batch_size, p=self.weights)
+        views = self._draw_views(rng)
+        token_ids, is_real = self.tokenizer.encode(draw_texts(self.regions, picks, rng))
+        lr = learning_rate(self.step, config.num_steps, config.optimizer)
         set_learning_rate(self.optimizer, lr)
-        decoder = self.model.text_decoder.train()
-        ids = torch.from_numpy(token_ids).to(self.device)
-        mask = torch.from_numpy(is_real).to(self.device)
-        is_low = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_low):
-            logits = decoder(tokens[torch.from_numpy(picks)].to(self.device), ids[:, :-1])
-        loss = caption_loss(
-            logits, ids[:, 1:], mask[:, 1:], label_smoothing=self.config.label_smoothing
-        )
-        descend(self.optimizer, loss, self.config.optimizer.max_grad_norm, self._place(picks))
+        mine = np.array(self.share.positions)
+        visual = tokens.select(picks[mine], views[mine]).to(self.device)
+        loss = self._loss(visual, token_ids[mine], is_real[mine])
+        # The processes average their gradients; each counts as much as it has words.
+        loss = loss * (is_real[mine, 1:].sum() * self.processes.world / is_real[:, 1:].sum())
+        where = self._place(picks[mine])
+        self.gradients.add(loss, where)
+        self.gradients.update(where)
         self.step += 1
-        return {"loss": loss.item(), "lr": lr}
+        return {"loss": self.processes.sum(loss).item() / self.processes.world, "lr": lr}
 
-    def semantic_tokens(self) -> Tensor:
-        """(regions,C) tokens of all regions: those kept in the folder, else computed and kept."""
-        path, key = self.folder / TOKENS_FILE, tokens_key(self.model, self.records, self.regions)
-        tokens = load_tokens(path, key)
-        if tokens is None:
-            tokens = compute_semantic_tokens(self.model, self.records, self.regions)
-            save_tokens(path, tokens, key)
-        return tokens
+    def validate(self, validator: CaptionValidator) -> dict[str, float]:
+        """Score captions of held-out regions, log them, and keep the model if it is the best."""
+        scores = validator.run()
+        self.validation_log.append(self.step, scores)
+        merit = -scores["loss"] if math.isnan(scores["cider"]) else scores["cider"]
+        if merit > self.best:
+            self.best = merit
+            save_model(self.model, self.folder / BEST_FILE)
+        return scores
 
     def save(self) -> None:
         """Write the state to go on from, and the whole model."""
         state = {
             "step": self.step,
+            "best": self.best,
             "text_decoder": self.model.text_decoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": random_state(self.device),
+            "gradients": self.gradients.state_dict(),
         }
         save_training_state(self.folder / STATE_FILE, state)
         save_model(self.model, self.folder / MODEL_FILE)
@@ -160,9 +196,66 @@ class CaptionTrainer:
         state = load_training_state(self.folder / STATE_FILE)
         self.model.text_decoder.load_state_dict(state["text_decoder"])
         self.optimizer.load_state_dict(state["optimizer"])
-        set_random_state(state["random"], self.device)
-        self.step = state["step"]
+        self.gradients.load_state_dict(state["gradients"])
+        self.step, self.best = state["step"], state["best"]
         logger.info("going on from step %d of %s", self.step, self.folder)
+
+    def _loss(
+        self, visual: Tensor, token_ids: NDArray[np.int64], is_real: NDArray[np.bool_]
+    ) -> Tensor:
+        """Mean next-token loss of texts (n,L) behind their tokens (n,C)."""
+        ids = torch.from_numpy(token_ids).to(self.device)
+        mask = torch.from_numpy(is_real).to(self.device)
+        low = AUTOCAST_DTYPES.get(self.config.precision)
+        self.decoder.train()
+        with torch.autocast(self.device.type, low, enabled=low is not None):
+            logits = self.decoder(visual, ids[:, :-1])
+        smoothing = self.config.label_smoothing
+        return caption_loss(logits, ids[:, 1:], mask[:, 1:], label_smoothing=smoothing)
+
+    def _write(self, row: dict[str, float]) -> None:
+        """Log, validate and save after a step, where each is due."""
+        is_last = self.step == self.config.num_steps
+        if self.step % self.config.log_every == 0:
+            self.log.append(self.step, row)
+        if self.validator is not None and (is_last or self._validates_now()):
+            self.validate(self.validator)
+        if is_last or self.step % self.config.save_every == 0:
+            self.save()
+
+    def _draw_views(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Which prompt each region of a batch is known by, (batch_size,)."""
+        config, size = self.config.tokens, self.config.batch_size
+        if not config.point_views:
+            return np.zeros(size, dtype=np.int64)
+        views = rng.integers(1, 1 + config.point_views, size)
+        return np.where(rng.random(size) < config.box_probability, 0, views)
+
+    def _validates_now(self) -> bool:
+        config = self.config.validation
+        return config is not None and self.step % config.every == 0
+
+    def _make_validator(self, score: ScoreCaptions | None) -> CaptionValidator | None:
+        if self.config.validation is None:
+            return None
+        return CaptionValidator(
+            self.model, self.tokenizer, self.config.validation, tokens=self.config.tokens,
+            folder=self.folder / VALIDATION_TOKENS_FOLDER, score=score,
+        )  # fmt: skip
+
+    def _report_texts(self) -> None:
+        files = list(self.config.data.annotation_files)
+        if self.long_texts:
+            shown = [f"{text[:60]}..." for text in self.long_texts[:3]]
+            logger.warning(
+                "left out %d texts of more than %d tokens, the first are %s",
+                len(self.long_texts), self.max_length, shown,
+            )  # fmt: skip
+        if not self.regions:
+            more = f"; {len(self.long_texts)} texts are too long" if self.long_texts else ""
+            raise ValueError(
+                f"annotations: expected regions with names or captions in {files}, got none{more}"
+            )
 
     def _initial_model(self) -> TAP:
         config, pieces = self.config, self.tokenizer.vocabulary_size

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenize_anything.checkpoints import replace_on_success
 from tokenize_anything.data.coco_lvis import read_regions
-from tokenize_anything.data.region_captions import captioned_regions
+from tokenize_anything.data.region_captions import CaptionedRegion, captioned_regions
 from tokenize_anything.text_tokenizer import TextTokenizer
 
 
@@ -40,3 +41,29 @@ def train_caption_tokenizer(
     with replace_on_success(Path(path)) as temporary:
         temporary.write_bytes(model)
     return TextTokenizer.from_bytes(model)
+
+
+def drop_long_texts(
+    regions: Sequence[CaptionedRegion], tokenizer: TextTokenizer, max_length: int
+) -> tuple[list[CaptionedRegion], list[str]]:
+    """Leave out the texts that the decoder has no room for: cut in the middle, they would teach it
+    to stop there.
+
+    Args:
+        regions: with their texts.
+        tokenizer: counts.
+        max_length: most token ids of a text, start and end counted.
+
+    Returns:
+        The regions that still have a text, and the texts left out.
+    """
+    texts = sorted({text for region in regions for text in region.texts})
+    lengths = tokenizer.encode(texts)[1].sum(axis=1)
+    long = {text for text, length in zip(texts, lengths, strict=True) if length > max_length}
+    if not long:
+        return list(regions), []
+    kept = [
+        dataclasses.replace(region, texts=tuple(text for text in region.texts if text not in long))
+        for region in regions
+    ]
+    return [region for region in kept if region.texts], sorted(long)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import shutil
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -32,34 +36,34 @@ class ModelAverage(Generic[ModelT]):
         """Move the average one step towards `model`."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        averages: list[Tensor] = list(self.model.parameters())
-        sources: list[Tensor] = list(model.parameters())
+        averages = [_local(parameter) for parameter in self.model.parameters()]
+        sources = [_local(parameter) for parameter in model.parameters()]
         torch._foreach_lerp_(averages, sources, 1.0 - decay)
         for average, source in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(source)
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """State of torch's random numbers on the CPU and on `device`."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
-    """Put back what `random_state` gave; a state of another kind of device is left aside."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+def _local(parameter: Tensor) -> Tensor:
+    """What this process holds of a parameter that may be spread over several."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def save_training_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Write `state`, whole or not at all."""
+    """Write `state`, whole or not at all.
+
+    Raises:
+        OSError: the disk is full, or refuses to be written; an earlier state stays as it is.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_on_success(path) as temporary:
-        torch.save(state, temporary)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_on_success(path) as temporary:
+            torch.save(state, temporary)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+        raise OSError(
+            f"training state: {path} could not be written ({error}); free some space and start the "
+            f"run again, it goes on from the state that was saved before"
+        ) from error
 
 
 def load_training_state(path: str | Path) -> dict[str, Any]:
@@ -79,3 +83,36 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
             f"training state: {path} is damaged or was not written by this library; delete it to "
             f"start the run anew ({error})"
         ) from error
+
+
+def keep_copy(folder: str | Path, names: Sequence[str], step: int, keep_last: int) -> None:
+    """Keep files of a run as they are now in `checkpoints/step_…`, and only the last few of those.
+
+    Args:
+        folder: of the run.
+        names: of files in it that later ones replace; they are linked, so they take space once.
+        step: names the copy; one of the same step is replaced.
+        keep_last: how many copies stay; 0 keeps none.
+    """
+    copies = Path(folder) / "checkpoints"
+    if keep_last:
+        target = copies / f"step_{step:08d}"
+        temporary = copies / f".{target.name}.{uuid.uuid4().hex}.tmp"
+        temporary.mkdir(parents=True)
+        try:
+            for name in names:
+                _link(Path(folder) / name, temporary / name)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    kept = sorted(copies.glob("step_*"))
+    for old in kept[: max(0, len(kept) - keep_last)]:
+        shutil.rmtree(old)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has links
+        shutil.copy2(source, target)

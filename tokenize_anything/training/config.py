@@ -14,25 +14,60 @@ from tokenize_anything.checkpoints import replace_on_success
 from tokenize_anything.config import TAPConfig, tap_tiny
 from tokenize_anything.data.augment import AugmentConfig
 from tokenize_anything.data.prompt_sampling import PromptSamplingConfig
-from tokenize_anything.data.region_dataset import RegionSamplingConfig
+from tokenize_anything.data.region_dataset import BadDataRule, RegionSamplingConfig
 from tokenize_anything.training.optimizer import OptimizerConfig
+from tokenize_anything.training.region_losses import ConceptLoss
 
 TRAINABLE_PARTS = ("image_encoder", "prompt_encoder", "image_decoder")
 
 Precision = Literal["float32", "bfloat16"]
+PretrainPrecision = Literal["float32", "bfloat16", "float16"]
+Parallel = Literal["ddp", "fsdp"]
 Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the annotated photos are.
+    """Where the annotated photos are: one of three kinds of places.
 
     annotation_files: COCO-style JSON, see `data.coco_lvis.read_regions`.
     image_folder: where their `file_name` is looked up.
+    photo_folder: a folder of photos with a JSON file beside each, as SA-1B unpacked; stage 1 only.
+    shards: tar files of the same, read in place, or patterns such as "sa1b/*.tar"; stage 1 only.
+    on_bad_data: what stage 1 does about an image or a region that cannot be used: "stop" ends the
+        run and names it; "skip" goes on without it and names it in `skipped.csv`.
     """
 
-    annotation_files: tuple[str, ...]
-    image_folder: str
+    annotation_files: tuple[str, ...] = ()
+    image_folder: str = ""
+    photo_folder: str = ""
+    shards: tuple[str, ...] = ()
+    on_bad_data: BadDataRule = "stop"
+
+    def __post_init__(self) -> None:
+        places = {name: getattr(self, name) for name in _PLACES}
+        given = [name for name, value in places.items() if value]
+        if len(given) != 1:
+            raise ValueError(f"data: expected one of {list(places)}, got {given or 'none'}")
+
+
+_PLACES = ("annotation_files", "photo_folder", "shards")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskValidationConfig:
+    """Photos whose masks are predicted during training, from a box and from a point each.
+
+    every: how many steps lie between two looks.
+    max_images: at most so many photos are looked at, spread evenly over the data.
+    """
+
+    data: DataConfig
+    every: int = 500
+    max_images: int = 200
+
+    def __post_init__(self) -> None:
+        require_counts(self, ("every", "max_images"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +75,37 @@ class PretrainConfig:
     """Stage 1: masks, IoU and concepts.
 
     init_from: a model to start from; its position table is resized to `model.image_size`.
+    init_encoder_from: a plain ViT to start the image encoder from, such as MAE's: "timm/" and a
+        model name, or a file; the rest starts from noise.
     freeze: parts that stay as they are, of `TRAINABLE_PARTS`.
     fresh: parts that start from noise although `init_from` has them.
     sine_positions: scale of a sine table added to the position table at the start (see
         `sine_position_table`); 0 adds none.
-    dice_weight: of the dice loss beside 20 times the focal loss; the paper has 1.
+    batch_size: images of an update, over all processes and accumulated parts.
+    accumulate: in how many parts a process computes its share of a batch, to save memory. Each part
+        has BatchNorm statistics of its own; all else is as in one part.
     num_steps: length of the learning-rate schedule.
     stop_step: end the run here, before the end of the schedule; None goes to the end.
-    teacher_scale and student_scale: logit scales of the two concept classifiers.
+    dice_weight: of the dice loss beside 20 times the focal loss; the paper has 1.
+    concept_loss: "concept" compares concept distributions, "feature" the embeddings themselves,
+        "none" leaves the semantic tokens to the masks (tables 4 and 5 of the paper).
+    concepts: the student's vocabulary as a file; None makes it of the category names of the data.
+    target_concepts: the teacher's vocabulary as a file, of the same names in the same order.
+    embeddings: a store with a vector of each region (see `data.region_embeddings`), to be taught
+        from with both vocabularies; None teaches from the texts of the regions.
+    teacher_scale and student_scale: logit scales of the two classifiers that are made of names.
     second_stage_probability: how often a step decodes a second stage of prompts.
+    ema_decay: of the averaged model, which is the one that is validated and kept for use.
     device: "cpu", "cuda", "mps", or "auto".
-    precision: bfloat16 runs the network under autocast; the losses are float32 always.
+    parallel: how processes share the work: "ddp" gives each a whole model, "fsdp" a part of every
+        weight and of what the optimiser remembers, for models too large for one GPU.
+    precision: bfloat16 and float16 run the network under autocast, float16 with a scaled loss; the
+        losses are float32 always.
     compile_model: compile encoder, decoder and losses, which takes minutes at the start.
+    num_workers: processes that prepare data, for each training process.
+    keep_last: how many saved states are kept in `checkpoints`, besides the one to go on from.
+    validation: what to measure on the way, to keep the best model; None for nothing.
+    tensorboard: write the log for TensorBoard too.
     """
 
     data: DataConfig
@@ -61,11 +115,14 @@ class PretrainConfig:
     sampling: RegionSamplingConfig = field(default_factory=RegionSamplingConfig)
     prompts: PromptSamplingConfig = field(default_factory=PromptSamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: MaskValidationConfig | None = None
     init_from: str | None = None
+    init_encoder_from: str | None = None
     freeze: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     sine_positions: float = 0.0
     batch_size: int = 16
+    accumulate: int = 1
     num_steps: int = 5000
     stop_step: int | None = None
     drop_path: float = 0.1
@@ -74,74 +131,66 @@ class PretrainConfig:
     dice_weight: float = 1.0
     concept_weight: float = 1.0
     iou_weight: float = 1.0
+    concept_loss: ConceptLoss = "concept"
+    concepts: str | None = None
+    target_concepts: str | None = None
+    embeddings: str | None = None
     teacher_scale: float = 30.0
     student_scale: float = 40.0
     second_stage_probability: float = 1.0
     ema_decay: float = 0.999
     device: str = "cpu"
-    precision: Precision = "bfloat16"
+    parallel: Parallel = "ddp"
+    precision: PretrainPrecision = "bfloat16"
     compile_model: bool = False
     seed: int = 0
     num_workers: int = 1
     save_every: int = 500
+    keep_last: int = 0
     log_every: int = 50
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _require_counts(self, ("batch_size", "num_steps", "save_every", "log_every"))
-        _require_fractions(self, ("second_stage_probability", "ema_decay"))
+        require_counts(self, ("batch_size", "accumulate", "num_steps", "save_every", "log_every"))
+        require_fractions(self, ("second_stage_probability", "ema_decay"))
         _require_parts(self, ("freeze", "fresh"))
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers: expected at least 0, got {self.num_workers}")
+        for name in ("num_workers", "keep_last"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if self.stop_step is not None and not 1 <= self.stop_step <= self.num_steps:
             raise ValueError(
                 f"stop_step: expected 1 to num_steps = {self.num_steps}, got {self.stop_step}"
             )
-        if self.model.image_size % self.sampling.mask_stride:
-            raise ValueError(
-                f"sampling.mask_stride: expected a divisor of model.image_size "
-                f"{self.model.image_size}, got {self.sampling.mask_stride}"
-            )
+        self._require_fitting()
+
+    def _require_fitting(self) -> None:
+        """Raise ValueError unless the fields fit each other."""
+        rules = [
+            (self.model.image_size % self.sampling.mask_stride == 0,
+             f"sampling.mask_stride: expected a divisor of model.image_size "
+             f"{self.model.image_size}, got {self.sampling.mask_stride}"),
+            (self.batch_size % self.accumulate == 0,
+             f"accumulate: expected a divisor of batch_size {self.batch_size}, got "
+             f"{self.accumulate}"),
+            (not (self.init_from and self.init_encoder_from),
+             "init_encoder_from: expected init_from or init_encoder_from, got both"),
+            (bool(self.embeddings) == bool(self.concepts) == bool(self.target_concepts),
+             "embeddings: expected the three of embeddings, concepts and target_concepts, or none "
+             "of them"),
+            (self.precision != "float16" or self.parallel != "fsdp",
+             "precision: float16 scales the loss by gradients that fsdp spreads over processes; "
+             "use bfloat16, or parallel: ddp"),
+            (not self.compile_model or self.parallel != "fsdp",
+             "compile_model: expected parallel: ddp with it, got fsdp"),
+        ]  # fmt: skip
+        for holds, message in rules:
+            if not holds:
+                raise ValueError(message)
 
     @property
     def last_step(self) -> int:
         """The step at which the run ends."""
         return self.num_steps if self.stop_step is None else self.stop_step
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionConfig:
-    """Stage 2: captions from frozen semantic tokens.
-
-    init_from: the model of stage 1.
-    text_tokenizer: a SentencePiece file.
-    image_size: the size to use the model at, its position table resized; None keeps its own.
-    fresh_text_decoder: start with a new text decoder, made for the pieces of the tokenizer;
-        otherwise that of `init_from` goes on, and the tokenizer must have as many pieces.
-    device: "cpu", "cuda", "mps", or "auto".
-    """
-
-    data: DataConfig
-    output_folder: str
-    init_from: str
-    text_tokenizer: str
-    image_size: int | None = None
-    fresh_text_decoder: bool = False
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(peak_lr=1e-3, weight_decay=0.05)
-    )
-    batch_size: int = 64
-    num_steps: int = 4000
-    text_dropout: float = 0.2
-    label_smoothing: float = 0.1
-    device: str = "cpu"
-    precision: Precision = "bfloat16"
-    seed: int = 0
-    save_every: int = 500
-    log_every: int = 50
-
-    def __post_init__(self) -> None:
-        _require_counts(self, ("batch_size", "num_steps", "save_every", "log_every"))
-        _require_fractions(self, ("label_smoothing",))
 
 
 def load_config(kind: type[Config], path: str | Path) -> Config:
@@ -274,7 +323,8 @@ def _import_yaml() -> Any:
     return yaml
 
 
-def _require_counts(config: object, names: tuple[str, ...]) -> None:
+def require_counts(config: object, names: tuple[str, ...]) -> None:
+    """Raise ValueError unless the named fields are at least 1."""
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
@@ -287,7 +337,8 @@ def _require_parts(config: object, names: tuple[str, ...]) -> None:
             raise ValueError(f"{name}: expected some of {list(TRAINABLE_PARTS)}, got {unknown}")
 
 
-def _require_fractions(config: object, names: tuple[str, ...]) -> None:
+def require_fractions(config: object, names: tuple[str, ...]) -> None:
+    """Raise ValueError unless the named fields are from 0 to 1."""
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name}: expected 0 to 1, got {getattr(config, name)}")

@@ -29,10 +29,10 @@ class CsvLog:
         ):
             csv.writer(file).writerows([("step", *self.columns), *kept])
 
-    def append(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one row; `values` may hold more than the columns."""
+    def append(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Add one row; `values` may hold more than the columns. Line breaks become spaces."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow((step, *(f"{values[name]:.6g}" for name in self.columns)))
+            csv.writer(file).writerow((step, *(_cell(values[name]) for name in self.columns)))
 
     def _rows(self) -> list[list[str]]:
         if not self.path.is_file():
@@ -40,3 +40,7 @@ class CsvLog:
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
         return [row for row in rows if len(row) == 1 + len(self.columns) and row[0].isdecimal()]
+
+
+def _cell(value: float | str) -> str:
+    return " ".join(value.splitlines()) if isinstance(value, str) else f"{value:.6g}"

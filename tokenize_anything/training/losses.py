@@ -53,6 +53,16 @@ def concept_loss(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor
     return F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(-1)
 
 
+def feature_loss(embeddings: Tensor, features: Tensor) -> Tensor:
+    """1 - cosine of predicted embeddings and teacher features (…,D); one value per leading element.
+
+    The paper compares concept with feature prediction and leaves the distance open. Only the
+    direction of an embedding is ever used (classifiers normalise it), hence the cosine; it is half
+    the squared distance of the unit vectors.
+    """
+    return 1 - F.cosine_similarity(embeddings, features, dim=-1)
+
+
 def caption_loss(
     logits: Tensor, targets: Tensor, is_real: Tensor, *, label_smoothing: float = 0.0
 ) -> Tensor:

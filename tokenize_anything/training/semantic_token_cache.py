@@ -1,74 +1,112 @@
-"""Semantic tokens of all captioned regions, computed once by the frozen first stage."""
+"""Region tokens on disk: computed once by the frozen first stage, block by block."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from tokenize_anything.checkpoints import write_safetensors
 from tokenize_anything.data.region_captions import CaptionedRegion
-from tokenize_anything.data.region_dataset import read_image
 from tokenize_anything.data.samples import ImageRecord
-from tokenize_anything.image_transform import prepare_images
 from tokenize_anything.modeling import TAP
-from tokenize_anything.prompts import PointPrompts
+from tokenize_anything.training.region_tokens import RegionTokens
 
-CHUNK = 64
+BLOCK_IMAGES = 64
 
 
-@torch.no_grad()
-def compute_semantic_tokens(
-    model: TAP, records: Sequence[ImageRecord], regions: Sequence[CaptionedRegion]
-) -> Tensor:
-    """Tokens of box prompts, (len(regions),C) float32 on the CPU, in the order of `regions`.
+class CachedTokens:
+    """Tokens of all views of all regions, in memory.
 
-    The model is put in evaluation mode.
+    tokens: (regions,1+views,C) float32.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def select(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
+        """(n,) region rows and (n,) views to tokens (n,C)."""
+        return self.tokens[torch.from_numpy(rows), torch.from_numpy(views)]
+
+
+def fill_cache(source: RegionTokens, folder: str | Path, *, rank: int = 0, world: int = 1) -> None:
+    """Compute the blocks that the folder lacks, every `world`-th of them from `rank` on.
+
+    Files whose key differs, or that are damaged, are replaced. What is done is kept when the work
+    is interrupted.
 
     Raises:
-        FileNotFoundError: an image is missing.
-        ValueError: an image cannot be decoded or has another size than its annotation says.
+        FileNotFoundError, ValueError: what `RegionTokens.select` raises.
+        OSError: the disk is full.
     """
-    model.eval()
-    tokens = torch.zeros(len(regions), model.config.decoder_dim)
-    by_image: dict[int, list[int]] = {}
-    for row, region in enumerate(regions):
-        by_image.setdefault(region.image_index, []).append(row)
-    for index, rows in tqdm(by_image.items(), desc="semantic tokens", mininterval=5):
-        pixels, frames = prepare_images([read_image(records[index])], model.config)
-        context = model.prepare_regions(model.encode_images(pixels.to(model.device, model.dtype)))
-        for start in range(0, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            prompts = PointPrompts.from_boxes([regions[row].box_xyxy for row in part])
-            coords = torch.from_numpy(frames[0].to_model_frame(prompts.coords_xy)).to(model.device)
-            labels = torch.tensor(prompts.labels, device=model.device)
-            outputs = model.decode_regions(context, coords[None], labels[None], all_slots=False)
-            tokens[part] = outputs.select(outputs.semantic_tokens).float().cpu()
-    return tokens
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = weights_digest(source.model)
+    blocks = list(enumerate(split_blocks(source.regions)))[rank::world]
+    with tqdm(total=sum(len(rows) for _, rows in blocks), desc="tokens", mininterval=5) as progress:
+        for number, rows in blocks:
+            path, key = folder / f"{number:05d}.safetensors", tokens_key(source, rows, weights)
+            if load_tokens(path, key) is None:
+                save_tokens(path, _all_views(source, rows), key)
+            progress.update(len(rows))
 
 
-def tokens_key(
-    model: TAP, records: Sequence[ImageRecord], regions: Sequence[CaptionedRegion]
-) -> str:
-    """Digest of what the tokens depend on: weights of the image side, paths and boxes."""
+def read_cache(source: RegionTokens, folder: str | Path) -> CachedTokens:
+    """Read what `fill_cache` left.
+
+    Raises:
+        ValueError: a block is missing, damaged or of another model or data.
+    """
+    weights = weights_digest(source.model)
+    parts = []
+    for number, rows in enumerate(split_blocks(source.regions)):
+        path = Path(folder) / f"{number:05d}.safetensors"
+        tokens = load_tokens(path, tokens_key(source, rows, weights))
+        if tokens is None:
+            raise ValueError(f"tokens: {path} is missing or damaged; run again to compute it")
+        parts.append(tokens)
+    return CachedTokens(torch.cat(parts))
+
+
+def split_blocks(regions: Sequence[CaptionedRegion]) -> Iterator[NDArray[np.int64]]:
+    """Rows of the regions of `BLOCK_IMAGES` images at a time; regions come image by image."""
+    blocks = np.array([region.image_index // BLOCK_IMAGES for region in regions])
+    for block in np.unique(blocks):
+        yield np.flatnonzero(blocks == block)
+
+
+def weights_digest(model: TAP) -> str:
+    """Digest of everything in a model that tokens depend on."""
     digest = hashlib.sha256(f"{model.config.image_size} {model.config.pixels}".encode())
     for name, tensor in model.state_dict().items():
         if not name.startswith("text_decoder."):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for region in regions:
-        digest.update(f"{records[region.image_index].path}\0{region.box_xyxy}\0".encode())
+    return digest.hexdigest()
+
+
+def tokens_key(source: RegionTokens, rows: NDArray[np.int64], weights: str) -> str:
+    """Digest of what the tokens of some regions depend on."""
+    config = source.config
+    facts = (config.token, config.point_views, config.max_points, source.seed)
+    digest = hashlib.sha256(f"{weights} {facts}".encode())
+    for row in rows.tolist():
+        region = source.regions[row]
+        record: ImageRecord = source.records[region.image_index]
+        digest.update(f"{row}\0{record.path}\0{region.box_xyxy}\0".encode())
     return digest.hexdigest()
 
 
 def save_tokens(path: str | Path, tokens: Tensor, key: str) -> None:
     """Keep computed tokens, whole or not at all."""
-    write_safetensors(path, {"semantic_tokens": tokens}, {"key": key})
+    write_safetensors(path, {"tokens": tokens}, {"key": key})
 
 
 def load_tokens(path: str | Path, key: str) -> Tensor | None:
@@ -78,7 +116,13 @@ def load_tokens(path: str | Path, key: str) -> Tensor | None:
     try:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("key") == key:
-                return file.get_tensor("semantic_tokens").clone()
+                return file.get_tensor("tokens").clone()
     except SafetensorError:
         return None
     return None
+
+
+def _all_views(source: RegionTokens, rows: NDArray[np.int64]) -> Tensor:
+    num_views = 1 + source.config.point_views
+    views = np.tile(np.arange(num_views), len(rows))
+    return source.select(np.repeat(rows, num_views), views).unflatten(0, (len(rows), num_views))

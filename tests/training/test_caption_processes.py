@@ -1,0 +1,68 @@
+"""Stage 2 by two processes: the same as by one, also when both are killed in the middle."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data.photos import write_photos
+from tests.tiny import tiny_tap
+from tests.training.tiny_runs import caption_config, caption_model_config
+from tokenize_anything.checkpoints import save_model
+from tokenize_anything.training.caption_config import CaptionConfig
+from tokenize_anything.training.caption_finetune import CaptionTrainer
+from tokenize_anything.training.caption_tokenizer import train_caption_tokenizer
+from tokenize_anything.training.checkpointing import load_training_state
+from tokenize_anything.training.config import save_config
+
+WORKER = Path(__file__).with_name("caption_worker.py")
+ROOT = Path(__file__).parents[2]
+
+
+def run_two(config: CaptionConfig, path: Path, *, last_step: int) -> int:
+    """Two processes of `torchrun` on gloo. Returns the exit code."""
+    save_config(config, path)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(WORKER), str(path), str(last_step),
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+
+def read_log(folder: Path) -> np.ndarray:
+    with (folder / "log.csv").open(newline="") as file:
+        return np.array([row for row in list(csv.reader(file))[1:]], dtype=float)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_two_processes_killed_and_resumed_equal_one(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    file = write_photos(folder)
+    tokenizer = train_caption_tokenizer([file], folder / "text.model", vocabulary_size=60)
+    stage1 = save_model(
+        tiny_tap(caption_model_config(tokenizer.vocabulary_size)), folder / "stage1.safetensors"
+    )
+    configs = [
+        caption_config(
+            folder, tmp_path / name, stage1, folder / "text.model", text_dropout=0.0,
+            num_steps=5, save_every=2,
+        )
+        for name in ("one", "two")
+    ]  # fmt: skip
+    CaptionTrainer(configs[0]).run()
+    assert run_two(configs[1], tmp_path / "two.yaml", last_step=3) != 0
+    assert load_training_state(tmp_path / "two" / "training_state.pt")["step"] == 2
+    assert run_two(configs[1], tmp_path / "two.yaml", last_step=0) == 0
+    np.testing.assert_allclose(read_log(tmp_path / "two"), read_log(tmp_path / "one"), rtol=1e-4)
+    states = [load_training_state(tmp_path / n / "training_state.pt") for n in ("one", "two")]
+    assert states[0]["step"] == states[1]["step"] == 5
+    for name, value in states[0]["text_decoder"].items():
+        torch.testing.assert_close(states[1]["text_decoder"][name], value, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,160 @@
+"""Tokens of regions under boxes and points, from the frozen first stage (paper section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokenize_anything.data.region_captions import CaptionedRegion
+from tokenize_anything.data.region_dataset import read_image
+from tokenize_anything.data.samples import ImageRecord
+from tokenize_anything.image_transform import ImageFrame, prepare_images
+from tokenize_anything.modeling import TAP, RegionOutputs
+from tokenize_anything.prompts import PointPrompts
+from tokenize_anything.region_decoding import (
+    EncodedImage,
+    count_regions_in_memory,
+    decode_regions,
+)
+from tokenize_anything.training.caption_config import RegionTokenConfig
+
+
+class TokenSource(Protocol):
+    """Gives tokens by region and view: view 0 is the box, the others are points of its mask."""
+
+    def select(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
+        """(n,) region rows and (n,) views to tokens (n,C) float32 on the CPU."""
+        ...
+
+
+class RegionTokens:
+    """Computes tokens when they are asked for.
+
+    What a region gets does not depend on the regions asked for beside it, up to rounding.
+
+    Args:
+        model: put in evaluation mode; its text decoder is not used.
+        records: images.
+        regions: of these images.
+        config: which token, and how the points of a view are drawn.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        model: TAP,
+        records: Sequence[ImageRecord],
+        regions: Sequence[CaptionedRegion],
+        config: RegionTokenConfig,
+        seed: int,
+    ) -> None:
+        self.model, self.records, self.regions = model.eval(), records, regions
+        self.config, self.seed = config, seed
+        self.chunk = count_regions_in_memory(model)
+
+    def select(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
+        """See `TokenSource`; each image is read once.
+
+        Raises:
+            FileNotFoundError: an image is missing.
+            ValueError: an image cannot be decoded, has another size than its annotation says, or a
+                box lies outside it.
+        """
+        tokens = torch.zeros(len(rows), self.model.config.decoder_dim)
+        images = np.array([self.regions[row].image_index for row in rows.tolist()], dtype=np.int64)
+        for index in np.unique(images).tolist():
+            here = np.flatnonzero(images == index)
+            tokens[here] = self.of_image(index, rows[here], views[here])
+        return tokens
+
+    @torch.no_grad()
+    def of_image(
+        self, image_index: int, rows: NDArray[np.int64], views: NDArray[np.int64]
+    ) -> Tensor:
+        """`select` for regions of one image."""
+        encoded = self._encode(image_index)
+        alone, place = np.unique(rows, return_inverse=True)
+        by_box = self._decode_boxes(encoded, alone, image_index)
+        tokens = self._pick(by_box)[place]
+        if (views > 0).any():
+            masks = visible_masks(by_box.mask_logits[:, 0] > 0, encoded.frame)[place]
+            used = np.flatnonzero((views > 0) & masks.any(axis=(1, 2)))
+            if len(used):  # a region whose box gave an empty mask keeps the token of its box
+                tokens[used] = self._decode_points(encoded, masks[used], rows[used], views[used])
+        return tokens
+
+    def _encode(self, image_index: int) -> EncodedImage:
+        image = read_image(self.records[image_index])
+        pixels, frames = prepare_images([image], self.model.config)
+        features = self.model.encode_images(pixels.to(self.model.device, self.model.dtype))
+        return EncodedImage(features[0], frames[0])
+
+    def _decode_boxes(
+        self, encoded: EncodedImage, rows: NDArray[np.int64], image_index: int
+    ) -> RegionOutputs:
+        boxes = PointPrompts.from_boxes([self.regions[row].box_xyxy for row in rows.tolist()])
+        try:
+            boxes.validate_for_image(*encoded.original_hw)
+        except ValueError as error:
+            raise ValueError(f"image: {self.records[image_index].path}: {error}") from error
+        return decode_regions(self.model, encoded, boxes, chunk=self.chunk, all_slots=False)
+
+    def _decode_points(
+        self,
+        encoded: EncodedImage,
+        masks: NDArray[np.bool_],
+        rows: NDArray[np.int64],
+        views: NDArray[np.int64],
+    ) -> Tensor:
+        """Tokens (n,C) of points drawn from masks (n,4h,4w), none of them empty."""
+        prompts = []
+        for mask, row, view in zip(masks, rows.tolist(), views.tolist(), strict=True):
+            rng = np.random.default_rng((self.seed, row, view))
+            points = draw_points(mask, encoded.frame, self.config.max_points, rng)
+            prompts.append(PointPrompts.from_points(points[None]))
+        outputs = decode_regions(
+            self.model, encoded, PointPrompts.concatenate(prompts), chunk=self.chunk,
+            all_slots=False,
+        )  # fmt: skip
+        return self._pick(outputs)
+
+    def _pick(self, outputs: RegionOutputs) -> Tensor:
+        is_semantic = self.config.token == "semantic"
+        tokens = outputs.semantic_tokens if is_semantic else outputs.mask_tokens
+        return outputs.select(tokens).float().cpu()
+
+
+def visible_masks(masks: Tensor, frame: ImageFrame) -> NDArray[np.bool_]:
+    """(R,m,m) bool masks of the padded square, False where a cell's centre lies on the padding."""
+    size = masks.shape[-1]
+    centres = (np.arange(size) + 0.5) * (frame.padded_size / size)
+    height, width = frame.scaled_hw
+    inside = (centres < height)[:, None] & (centres < width)
+    return masks.cpu().numpy() & inside
+
+
+def draw_points(
+    mask: NDArray[np.bool_], frame: ImageFrame, max_points: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """1 to `max_points` pixels of a mask, uniformly; all different where it has enough.
+
+    Args:
+        mask: (m,m) with at least one pixel, covering the padded square, see `visible_masks`.
+        frame: of the image.
+        max_points: most points.
+        rng: of the draws.
+
+    Returns:
+        (n,2) x, y in original pixels.
+    """
+    pixels = np.flatnonzero(mask)
+    count = int(rng.integers(1, max_points + 1))
+    picks = rng.choice(pixels, count, replace=len(pixels) < count)
+    xy = np.stack([picks % mask.shape[1], picks // mask.shape[1]], axis=-1)
+    model_xy = (xy + 0.5) * (frame.padded_size / mask.shape[1]) - 0.5
+    return frame.to_original_frame(model_xy).astype(np.float32)
