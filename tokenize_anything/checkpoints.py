@@ -148,6 +148,7 @@ def write_safetensors(
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
+        OSError: the disk is full, or refuses to be written.
     """
     # A clone per tensor: the format refuses tensors that share memory or are not contiguous.
     packed = {
@@ -155,7 +156,13 @@ def write_safetensors(
         for name, tensor in tensors.items()
     }
     with replace_on_success(Path(path)) as temporary:
-        save_file(packed, temporary, metadata=dict(metadata))
+        try:
+            save_file(packed, temporary, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise OSError(
+                f"{path}: could not be written ({error}); what was there before is unchanged; free "
+                f"some space and try again"
+            ) from error
 
 
 def read_header(path: str | os.PathLike[str]) -> CheckpointHeader:

@@ -13,7 +13,11 @@ from typing import Any, NoReturn
 
 from tokenize_anything import __version__
 from tokenize_anything.cli_convert import add_convert_command
+from tokenize_anything.cli_evaluate import add_evaluate_command
+from tokenize_anything.cli_everything import add_everything_command
 from tokenize_anything.cli_predict import add_predict_command
+from tokenize_anything.cli_semantic import add_semantic_command
+from tokenize_anything.cli_train import add_train_command
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -71,7 +75,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tap {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_predict_command(commands)
+    add_everything_command(commands)
     add_convert_command(commands)
+    add_evaluate_command(commands)
+    add_train_command(commands)
+    add_semantic_command(commands)
     return parser
 
 

@@ -18,6 +18,7 @@ from tokenize_anything.cli_table import printable
 from tokenize_anything.companions import (
     Companions,
     check_companions,
+    check_same_space,
     find_companions,
     read_concepts,
 )
@@ -120,7 +121,9 @@ def _collect_companions(
         config.vocabulary_size,
         with_concepts=named is None,
     )
-    companions = Companions(named or own.concepts, own.text_tokenizer)
+    check_same_space(named, own.concept_space)
+    space = own.concept_space or (named.space if named else "")
+    companions = Companions(named or own.concepts, own.text_tokenizer, space)
     check_companions(config, companions.concepts, companions.text_tokenizer)
     return companions
 

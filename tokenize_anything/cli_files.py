@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from tokenize_anything.checkpoints import replace_on_success
+
+PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def check_outputs(outputs: Mapping[str, Path], *, inputs: Sequence[Path] = ()) -> None:
@@ -42,6 +48,13 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     with replace_on_success(path.resolve()) as temporary:
         temporary.write_bytes(content)
+
+
+def encode_picture(picture: np.ndarray, path: Path) -> bytes:
+    """An (H,W,3) uint8 picture as the file that the ending of `path` asks for."""
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, PICTURE_FORMATS[path.suffix.lower()])
+    return stream.getvalue()
 
 
 def read_lines(path: Path, *, option: str) -> list[str]:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from tokenize_anything.cli_files import check_outputs, read_lines, write_whole
+from tokenize_anything.cli_files import (
+    PICTURE_FORMATS,
+    check_outputs,
+    encode_picture,
+    write_whole,
+)
+from tokenize_anything.cli_model import (
+    add_model_options,
+    load_predictor,
+    parse_count,
+    read_concepts,
+)
 from tokenize_anything.cli_prompts import (
     NamedPrompts,
     add_prompt_options,
@@ -23,7 +31,6 @@ from tokenize_anything.cli_prompts import (
 )
 from tokenize_anything.cli_table import format_table, printable
 from tokenize_anything.image_loading import load_image
-from tokenize_anything.predictor import TAPPredictor
 from tokenize_anything.regions import RegionPredictions
 from tokenize_anything.text_generation import GenerationConfig
 
@@ -32,7 +39,6 @@ _EXAMPLE = """examples:
   tap predict photo.jpg --box 10,20,200,220 --point 30,200,0 --json regions.json
   tap predict photo.jpg --sketch strokes.png --model tap_vit_l --concepts names.txt --top-k 3
 """
-_PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def add_predict_command(commands: Any) -> None:
@@ -47,7 +53,7 @@ def add_predict_command(commands: Any) -> None:
     )
     parser.add_argument("photo", metavar="PHOTO", help="any picture Pillow can read")
     add_prompt_options(parser)
-    _add_model_options(parser)
+    add_model_options(parser)
     _add_output_options(parser)
     parser.set_defaults(run=run_predict)
 
@@ -57,8 +63,8 @@ def run_predict(arguments: argparse.Namespace) -> None:
     _check_options(arguments)
     photo = load_image(arguments.photo, name="PHOTO")
     named = collect_prompts(arguments.prompts or [], *photo.shape[:2])
-    concepts = _read_concepts(arguments.concepts)
-    predictor = _load_predictor(arguments, concepts)
+    concepts = read_concepts(arguments.concepts)
+    predictor = load_predictor(arguments, concepts)
     regions = predictor.predict_mask_concept_caption(
         photo,
         prompts=named.prompts,
@@ -69,42 +75,15 @@ def run_predict(arguments: argparse.Namespace) -> None:
     _write_outputs(arguments, photo, named, regions)
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        metavar="NAME|FILE",
-        default="tap_tiny",
-        help="tap_tiny (built in, the default), tap_vit_b, tap_vit_l, tap_vit_h (downloaded), or a "
-        ".safetensors or published .pkl file",
-    )
-    group.add_argument(
-        "--concepts",
-        metavar="NAME|FILE",
-        help="a .txt file with names of the model's vocabulary, one per line, to choose among; or "
-        "another vocabulary: merged_2560, lvis_1203, coco_80 (downloaded), or a .safetensors or "
-        ".pkl file",
-    )
-    group.add_argument(
-        "--text-tokenizer",
-        metavar="FILE",
-        help="SentencePiece model of the captions; the published weights need that of LLaMA",
-    )
-    group.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
-    group.add_argument(
-        "--dtype", default="auto", help="auto (default), float32, bfloat16 or float16"
-    )
-
-
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("answer")
     group.add_argument(
-        "--top-k", metavar="K", type=_parse_count, default=1, help="concepts per region (1)"
+        "--top-k", metavar="K", type=parse_count, default=1, help="concepts per region (1)"
     )
     group.add_argument(
         "--beams",
         metavar="N",
-        type=_parse_count,
+        type=parse_count,
         default=1,
         help="width of the beam search for captions (1: greedy)",
     )
@@ -122,12 +101,6 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _parse_count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
-
-
 def _check_options(arguments: argparse.Namespace) -> None:
     if arguments.no_captions and arguments.beams > 1:
         raise ValueError("--beams: there are no captions to search with --no-captions; drop one")
@@ -139,35 +112,10 @@ def _check_options(arguments: argparse.Namespace) -> None:
         {option: Path(path) for option, path in outputs.items() if path is not None},
         inputs=[*(Path(path) for path in inputs if path), *sketch_paths(arguments.prompts or [])],
     )
-    if arguments.save is not None and Path(arguments.save).suffix.lower() not in _PICTURE_FORMATS:
+    if arguments.save is not None and Path(arguments.save).suffix.lower() not in PICTURE_FORMATS:
         raise ValueError(
-            f"--save: expected a name ending in {', '.join(_PICTURE_FORMATS)}, got "
+            f"--save: expected a name ending in {', '.join(PICTURE_FORMATS)}, got "
             f"{arguments.save!r}"
-        )
-
-
-def _read_concepts(path: str | None) -> str | list[str] | None:
-    """The names in a .txt file; any other file or name as it is."""
-    if path is None or Path(path).suffix.lower() != ".txt":
-        return path
-    names = read_lines(Path(path), option="--concepts")
-    if not names:
-        raise ValueError(f"--concepts: expected one name per line, got none in {path}")
-    return names
-
-
-def _load_predictor(
-    arguments: argparse.Namespace, concepts: str | list[str] | None
-) -> TAPPredictor:
-    with warnings.catch_warnings():
-        if arguments.no_captions:
-            warnings.filterwarnings("ignore", message="no text tokenizer")
-        return TAPPredictor.from_pretrained(
-            arguments.model,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            concepts=concepts,
-            text_tokenizer=arguments.text_tokenizer,
         )
 
 
@@ -183,7 +131,7 @@ def _write_outputs(
         contents[arguments.json] = _to_json(arguments, named, regions).encode()
     if arguments.save is not None:
         picture = regions.draw(photo, prompts=named.prompts)
-        contents[arguments.save] = _encode_picture(picture, Path(arguments.save))
+        contents[arguments.save] = encode_picture(picture, Path(arguments.save))
     for path, content in contents.items():
         write_whole(Path(path), content)
     print(_report(arguments, photo, named.names, regions))
@@ -211,12 +159,6 @@ def _format_json(content: Mapping[str, Any]) -> str:
             text = "[\n  " + ",\n  ".join(json.dumps(item) for item in value) + "\n ]"
         entries.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(entries) + "\n}\n"
-
-
-def _encode_picture(picture: np.ndarray, path: Path) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, _PICTURE_FORMATS[path.suffix.lower()])
-    return stream.getvalue()
 
 
 def _report(

@@ -39,7 +39,9 @@ class _Column:
         return len(self.cells[row])
 
 
-def format_table(regions: RegionPredictions, names: Sequence[str], *, width: int) -> str:
+def format_table(
+    regions: RegionPredictions, names: Sequence[str], *, width: int, title: str = "prompt"
+) -> str:
     """Lines of text, one or more per region, under a line of titles.
 
     Columns without any content are left out. Captions are wrapped.
@@ -48,8 +50,9 @@ def format_table(regions: RegionPredictions, names: Sequence[str], *, width: int
         regions: R regions.
         names: what each region was asked for by, R texts.
         width: of the terminal in characters; columns that cannot be narrower may exceed it.
+        title: over the names.
     """
-    columns = _facts(regions, names)
+    columns = _facts(regions, names, title)
     if any(regions.captions):
         taken = sum(column.width + len(_GAP) for column in columns)
         columns.append(_captions(regions, max(_MIN_TEXT_WIDTH, width - taken)))
@@ -66,10 +69,10 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _facts(regions: RegionPredictions, names: Sequence[str]) -> list[_Column]:
+def _facts(regions: RegionPredictions, names: Sequence[str], title: str) -> list[_Column]:
     numbers = [[str(row + 1)] for row in range(len(regions))]
     prompts = [textwrap.wrap(printable(name), _MAX_PROMPT_WIDTH) or [""] for name in names]
-    columns = [_Column("#", numbers, is_number=True), _Column("prompt", prompts)]
+    columns = [_Column("#", numbers, is_number=True), _Column(title, prompts)]
     if any(regions.concepts):
         concepts = [[printable(name) for name in row] or [_NOTHING] for row in regions.concepts]
         columns.append(_Column("concept", concepts))

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from tokenize_anything.torchvision_operators import ensure_torchvision_operators
+
 
 class SamBench:
     """Encode one 1024 px image, decode one click per prompt."""
 
     def __init__(self, device: str, dtype: str) -> None:
+        ensure_torchvision_operators()
         from transformers import SamConfig, SamModel
 
         torch.manual_seed(0)

@@ -9,11 +9,10 @@ phase that was stopped goes on where it was saved. The result is OUT/tap_tiny.sa
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tokenize_anything.build import load_model
 from tokenize_anything.checkpoints import save_model
@@ -22,9 +21,11 @@ from tokenize_anything.concepts import ConceptVocabulary
 from tokenize_anything.semantic_sa1b.text_space import embed_texts_cached
 from tokenize_anything.text_tokenizer import TextTokenizer
 from tokenize_anything.training import pretrain
+from tokenize_anything.training.caption_config import CaptionConfig
 from tokenize_anything.training.caption_finetune import CaptionTrainer
 from tokenize_anything.training.caption_tokenizer import train_caption_tokenizer
-from tokenize_anything.training.config import CaptionConfig, PretrainConfig, load_config
+from tokenize_anything.training.config import PretrainConfig, load_config
+from tokenize_anything.training.relative_paths import resolve_paths
 
 CONFIGS = Path(__file__).parent / "configs"
 STAGE1 = tuple(CONFIGS / f"tap_tiny_stage1{phase}.yaml" for phase in "abcdefg")
@@ -34,17 +35,7 @@ StageConfig = TypeVar("StageConfig", PretrainConfig, CaptionConfig)
 
 def read_config(kind: type[StageConfig], path: Path, data: Path, out: Path) -> StageConfig:
     """Read a configuration and put its relative paths under the folders of this run."""
-    config = load_config(kind, path)
-    files = tuple(str(data / file) for file in config.data.annotation_files)
-    data_config = dataclasses.replace(
-        config.data, annotation_files=files, image_folder=str(data / config.data.image_folder)
-    )
-    places: dict[str, Any] = {
-        name: str(out / getattr(config, name))
-        for name in ("output_folder", "init_from", "text_tokenizer")
-        if getattr(config, name, None) is not None
-    }
-    return dataclasses.replace(config, data=data_config, **places)
+    return resolve_paths(load_config(kind, path), data, out)
 
 
 def train(data: Path, out: Path, stage1: Sequence[Path], stage2: Path) -> Path:
