@@ -72,6 +72,33 @@ def test_crowds_tiny_boxes_and_empty_masks_are_left_out(
     assert texts.texts == ((SHAPES[1], SHAPES[2]) if is_named else (SHAPES[2],))
 
 
+def test_what_cannot_be_used_is_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = {"size": [11, 17], "counts": [11 * 17]}
+    regions, _ = read(
+        tmp_path,
+        [
+            annotation(1),
+            annotation(2, iscrowd=1),
+            annotation(3, segmentation=empty),
+            annotation(4, bbox=[3, 4, 1, 5]),
+            annotation(5, bbox=[17, 4, 5, 5]),
+            annotation(6, bbox=[3, -5, 5, 5]),
+            annotation(7, bbox=[-3, -5, 5, 7]),
+        ],
+    )
+    assert [region.region_id for region in regions] == [1, 7]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("left out 4 regions that cannot be used, the first: ")
+    for words in (
+        "3: its mask is empty",
+        "4: its box is under 2 pixels",
+        "5: its box lies outside",
+    ):
+        assert f"annotation {words}" in line
+
+
 def test_a_region_without_mask_keeps_its_box(tmp_path: Path) -> None:
     (region,), _ = read(tmp_path, [annotation(segmentation=None, bbox=[1.5, 2.25, 4, 5])])
     assert region.rle is None

@@ -64,7 +64,7 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 
 # --- shards --------------------------------------------------------------------------------------
 
-SHARDS = (5, 3, 0, 7, *[2] * 20)
+SHARDS = (5, 3, 7, *[2] * 20)
 
 
 def shard_of(index: int) -> int:
@@ -99,6 +99,11 @@ def test_shards_go_on_where_they_stopped(start: int) -> None:
     options: dict[str, Any] = {"seed": 3, "shard_sizes": SHARDS}
     whole = take(EpochSampler(total, **options), start + 9)
     assert take(EpochSampler(total, start=start, **options), 9) == whole[start:]
+
+
+def test_a_shard_may_be_empty() -> None:
+    keys = take(EpochSampler(5, seed=3, shard_sizes=(0, 3, 0, 2)), 5)
+    assert sorted(index for _, index in keys) == list(range(5))
 
 
 def test_shards_of_another_total_are_refused() -> None:

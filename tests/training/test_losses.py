@@ -13,6 +13,7 @@ from tokenize_anything.training.losses import (
     caption_loss,
     concept_loss,
     dice_loss,
+    feature_loss,
     focal_loss,
     mask_iou,
     mask_loss,
@@ -160,3 +161,18 @@ def test_boxes_supervise_slot_0_and_clicks_the_best_of_the_rest() -> None:
     slots = supervised_slot(slot_losses, is_box)
     assert slots.dtype == torch.int64
     assert slots.tolist() == [0, 1, 2, 3, 1]
+
+
+def test_feature_loss_is_1_minus_the_cosine() -> None:
+    embeddings, features = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    loss = feature_loss(embeddings, features)
+    assert loss.shape == (2, 3)
+    for row, column in np.ndindex(2, 3):
+        a, b = embeddings[row, column].tolist(), features[row, column].tolist()
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        lengths = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+        assert float(loss[row, column]) == pytest.approx(1 - dot / lengths, abs=1e-5)
+    torch.testing.assert_close(feature_loss(3 * features, features), torch.zeros(2, 3))
+    one, two = (x / x.norm(dim=-1, keepdim=True) for x in (embeddings, features))
+    squared = (one - two).square().sum(dim=-1)
+    torch.testing.assert_close(loss, squared / 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ import numpy as np
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, TextTable
 from tokenize_anything.geometry import encode_rle, rle_area
 from tokenize_anything.region_polygons import polygons_to_mask
+
+logger = logging.getLogger(__name__)
 
 MIN_SIDE = 2.0
 
@@ -66,7 +69,8 @@ def read_regions(
 ) -> tuple[list[ImageRecord], TextTable]:
     """Collect the regions of all files, image by image.
 
-    Crowd annotations, empty masks and boxes under 2 pixels are left out. A mask is a run-length
+    Crowd annotations, empty masks, and boxes under 2 pixels or outside their image are left out;
+    but for crowds, a warning counts them and names the first. A mask is a run-length
     code or polygons. A region's text is its category name, else its first caption. An image with
     captions gains a whole-image region for each of them, as it does for an annotation that has a
     caption and no box, as COCO's caption files have. Images without any region are left out.
@@ -89,6 +93,11 @@ def read_regions(
             f"annotations: no usable region in {[str(file) for file in annotation_files]}; "
             f"expected boxes of at least {MIN_SIDE:g} pixels that are not crowds"
         )
+    if collector.left_out:
+        logger.warning(
+            "left out %d regions that cannot be used, the first: %s",
+            len(collector.left_out), "; ".join(collector.left_out[:3]),
+        )  # fmt: skip
     return records, collector.texts.table()
 
 
@@ -117,6 +126,7 @@ class _Collector:
         self.sizes_hw: dict[str, tuple[int, int]] = {}
         self.regions: dict[str, list[RegionAnnotation]] = {}
         self.captions: dict[str, set[str]] = {}
+        self.left_out: list[str] = []
 
     def add_file(self, path: str | Path) -> None:
         content = read_coco_json(path)
@@ -178,13 +188,33 @@ class _Collector:
         x, y, width, height = _checked_box(annotation["bbox"], where)
         rle = _as_rle(annotation.get("segmentation"), self.sizes_hw[file_name], where)
         area = _checked_area(rle, self.sizes_hw[file_name], where) if rle else None
-        if annotation.get("iscrowd") or area == 0 or min(width, height) < MIN_SIDE:
+        problem = _problem((x, y, width, height), area, self.sizes_hw[file_name])
+        if annotation.get("iscrowd") or problem:
+            self.left_out += [f"{where}: {problem}"] if problem else []
             return
         captions = _captions(annotation, where)
         text = _category(annotation, names, where) or (captions[0] if captions else None)
         text_index = self.texts.add(text) if text else -1
         box = (x, y, x + width, y + height)
-        self.regions[file_name].append(RegionAnnotation(box, rle, text_index, captions))
+        region_id = annotation.get("id")
+        region_id = region_id if isinstance(region_id, int) else None
+        self.regions[file_name].append(
+            RegionAnnotation(box, rle, text_index, captions, region_id=region_id)
+        )
+
+
+def _problem(
+    box_xywh: tuple[float, float, float, float], area: int | None, size_hw: tuple[int, int]
+) -> str:
+    """Why a region cannot be used; empty where it can."""
+    x, y, width, height = box_xywh
+    if area == 0:
+        return "its mask is empty"
+    if min(width, height) < MIN_SIDE:
+        return f"its box is under {MIN_SIDE:g} pixels wide or high"
+    if x >= size_hw[1] or y >= size_hw[0] or x + width <= 0 or y + height <= 0:
+        return "its box lies outside the image"
+    return ""
 
 
 def _identity(entry: Any, position: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import numpy as np
 
 from tokenize_anything.data.coco_lvis import read_regions
 from tokenize_anything.data.photo_json import PhotoFolder
-from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, TextTable
+from tokenize_anything.data.samples import ImageRecord, TextTable
 from tokenize_anything.data.shards import ShardRecords, find_shards, read_texts
 from tokenize_anything.training.config import DataConfig
 
@@ -48,13 +47,13 @@ def open_data(config: DataConfig, index_folder: str | Path) -> TrainingData:
     Raises:
         FileNotFoundError: a file, folder or shard is missing.
         ValueError: annotations or shards are damaged, or hold nothing; or, where bad data stops
-            the run, a photo lacks its JSON, a shard is cut short, or a box lies outside its image.
+            the run, a photo lacks its JSON or a shard is cut short.
     """
     data = _open(config, index_folder)
     if data.problems and config.on_bad_data == "stop":
         raise ValueError(
-            f"data: {len(data.problems)} files or regions cannot be used, the first: "
-            f"{data.problems[0]}; mend them, or set on_bad_data to skip"
+            f"data: {len(data.problems)} files cannot be used, the first: {data.problems[0]}; mend "
+            f"them, or set on_bad_data to skip"
         )
     for line in data.problems[:5]:
         logger.warning("left out: %s (one of %d)", line, len(data.problems))
@@ -72,25 +71,7 @@ def _open(config: DataConfig, index_folder: str | Path) -> TrainingData:
         found = ShardRecords(shards, index_folder)
         return TrainingData(found, texts, names, found.sizes, tuple(found.problems))
     regions, texts = read_regions(config.annotation_files, config.image_folder)
-    records, problems = drop_outside(regions)
-    return TrainingData(records, texts, problems=tuple(problems))
-
-
-def drop_outside(records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], list[str]]:
-    """The records without regions whose box lies outside their image, and a line for each."""
-    kept: list[ImageRecord] = []
-    problems: list[str] = []
-    for record in records:
-        inside = tuple(region for region in record.regions if _is_inside(region, record))
-        if inside:
-            kept.append(dataclasses.replace(record, regions=inside))
-        problems += [
-            f"{record.path}: region {region.region_id}: the box {region.box_xyxy} lies outside the "
-            f"image of {(record.width, record.height)} (width, height)"
-            for region in record.regions
-            if not _is_inside(region, record)
-        ]
-    return kept, problems
+    return TrainingData(regions, texts)
 
 
 def check_region_ids(records: Sequence[ImageRecord], files: Sequence[str]) -> None:
@@ -106,8 +87,3 @@ def check_region_ids(records: Sequence[ImageRecord], files: Sequence[str]) -> No
             f"data: {len(twice)} ids stand for more than one region in {list(files)}, the first "
             f"are {twice[:3]}; embeddings are found by id, so number the annotations anew"
         )
-
-
-def _is_inside(region: RegionAnnotation, record: ImageRecord) -> bool:
-    x0, y0, x1, y1 = region.box_xyxy
-    return x0 < record.width and y0 < record.height and x1 > 0 and y1 > 0
