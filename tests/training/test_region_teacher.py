@@ -150,5 +150,5 @@ def test_a_teacher_of_texts_needs_texts_and_an_encoder(folder: Path, tmp_path: P
     with pytest.raises(ValueError, match="embed: expected a text encoder to teach from texts"):
         make_teacher(config, data, None)
     nameless = TrainingData(data.records, TextTable((), np.zeros(0, dtype=np.int64)))
-    with pytest.raises(ValueError, match="data: the regions have no texts .*concept_loss to none"):
+    with pytest.raises(ValueError, match=r"data: the regions have no texts .*concept_loss to none"):
         make_teacher(config, nameless, embed_by_hash)

@@ -183,6 +183,6 @@ class _Commits:
                 "region id used before", "by a region of another photo", rows.images[row],
                 int(rows.region_ids[row]),
             )
-            for row in np.flatnonzero(~is_new)
+            for row in np.flatnonzero(~is_new).tolist()
         ]  # fmt: skip
         return rows if is_new.all() else pick_rows(rows, np.flatnonzero(is_new))

@@ -81,17 +81,18 @@ def crop_photo(photos: AnnotatedPhotos, index: int, settings: CropSettings) -> C
         skipped = Skipped("image cannot be used", _one_line(error), name)
         return _without_regions(name, skipped, settings)
     skipped_regions = [Skipped("annotation cannot be used", line, name) for line in record.skipped]
-    ids, boxes, rles, crops = [], [], [], []
+    ids: list[int] = []
+    boxes, rles, crops = [], [], []
     for region in record.regions:
         try:
-            mask, box = _check_region(region, rgb, ids)
+            region_id, mask, box = _check_region(region, rgb, ids)
         except _UnusableRegionError as error:
             entry = Skipped(error.reason, error.detail, name, region.region_id)
             skipped_regions.append(entry)
             continue
         x0, y0, x1, y1 = box.astype(int)
         crops.append(crop_region(rgb[y0:y1, x0:x1], mask[y0:y1, x0:x1], settings))
-        ids.append(region.region_id)
+        ids.append(region_id)
         boxes.append(box)
         rles.append(_compressed(region.rle, mask))
     pixels = torch.stack([*crops]) if crops else torch.zeros(0, 3, settings.size, settings.size)
@@ -168,8 +169,8 @@ class _UnusableRegionError(Exception):
 
 def _check_region(
     region: RegionAnnotation, rgb: np.ndarray, known: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mask (H,W) and tight box (4,) float32."""
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Id, mask (H,W) and tight box (4,) float32."""
     if region.region_id is None:
         raise _UnusableRegionError("region without id", "nothing could find its embedding")
     if region.region_id in known:
@@ -190,7 +191,7 @@ def _check_region(
     if min(x1, box[2]) <= max(x0, box[0]) or min(y1, box[3]) <= max(y0, box[1]):
         detail = f"box {region.box_xyxy}, mask within {tuple(box.tolist())}"
         raise _UnusableRegionError("mask outside its box", detail)
-    return mask, box
+    return region.region_id, mask, box
 
 
 def _compressed(rle: Any, mask: np.ndarray) -> dict[str, Any]:
