@@ -207,12 +207,12 @@ def test_equal_scores_go_by_the_number_of_the_click(photo: np.ndarray) -> None:
     with torch.no_grad():
         flat.model.image_decoder.iou_head.layers[-1].weight.zero_()
         flat.model.image_decoder.iou_head.layers[-1].bias.fill_(0.75)
-    config = dataclasses.replace(CONFIG, points_per_side=12, max_overlap=0.8)
+    config = dataclasses.replace(CONFIG, points_per_side=12, max_overlap=0.95)
     numbers, *_ = find_plainly(flat, photo, config)
     assert numbers == sorted(numbers)
     assert numbers[-1] >= 4 * POINTS_PER_ROUND  # some are of the second round
     for chunk in (7, 1000):
-        found = everything(flat, photo, points_per_side=12, max_overlap=0.8, points_per_batch=chunk)
+        found = everything(flat, photo, points_per_side=12, max_overlap=0.95, points_per_batch=chunk)
         assert found.mask_index.tolist() == [number % 4 for number in numbers]
 
 

@@ -94,6 +94,15 @@ def test_a_mask_that_fills_the_photo_stays():
     np.testing.assert_array_equal(draw(full).mask, full)
 
 
+def test_a_point_is_near_the_centre_of_a_long_piece():
+    bar = np.zeros((HEIGHT, WIDTH), bool)
+    bar[40:47, 10:110] = True
+    points = np.array([np.argwhere(draw(bar, seed).point)[0] for seed in range(30)])
+    distances = np.hypot(*(points - [43, 59.5]).T)
+    assert distances.max() <= 3.5 + 1  # half the shorter side
+    assert distances.min() < 1.5 and len({tuple(point) for point in points}) > 10
+
+
 def test_a_ring_gets_a_point_on_it():
     ring = draw_shape("ball", HEIGHT, WIDTH, (60, 40))
     ring[34:47, 54:67] = False

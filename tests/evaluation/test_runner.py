@@ -123,18 +123,22 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("cut", [b"", b'{"key": "item 99", "rows": [{"num'])
-def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path, cut):
+TORN = b'{"key": "item 99", "rows": [{"num'
+
+
+@pytest.mark.parametrize(("kept", "cut"), [(10, b""), (10, TORN), (9, TORN), (0, TORN)])
+def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path, kept, cut):
     run(out=tmp_path)
     before = contents(tmp_path)
     part = tmp_path / "rows.0.jsonl"
     lines = part.read_bytes().splitlines(keepends=True)
-    part.write_bytes(b"".join(lines[:10]) + cut)  # three groups, and one item of the fourth
+    part.write_bytes(b"".join(lines[:kept]) + cut)
     (tmp_path / "results.json").unlink()
     task = Squares()
     run(task, out=tmp_path)
-    assert task.answered[0] == [9, 10, 11]  # the group that was cut: the same batch again
-    assert len(task.answered) == 5
+    whole = 3 * (kept // 3)  # a group that was cut is the same batch again
+    assert task.answered[0] == [whole, whole + 1, whole + 2]
+    assert sum(map(len, task.answered)) == 23 - whole
     assert contents(tmp_path) == before
 
 

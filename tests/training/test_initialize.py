@@ -76,6 +76,24 @@ def test_another_image_size_resizes_the_position_table_alone(source: Path, image
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("fresh", [("image_decoder",), ("image_encoder", "prompt_encoder")])
+def test_fresh_parts_keep_what_they_have(source: Path, fresh: tuple[str, ...]) -> None:
+    model, own, other = tiny_tap(seed=2), tiny_tap(seed=2).state_dict(), tiny_tap(seed=1)
+    initialize_from(model, source, fresh=fresh)
+    for name, value in model.state_dict().items():
+        expected = own if name.partition(".")[0] in fresh else other.state_dict()
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_fresh_part_may_be_of_another_size(source: Path) -> None:
+    config = tiny_config(semantic_dim=31)
+    model, own = tiny_tap(config, seed=2), tiny_tap(config, seed=2).state_dict()
+    initialize_from(model, source, fresh=("image_decoder",))
+    for name, value in model.state_dict().items():
+        if name.startswith("image_decoder."):
+            assert torch.equal(value, own[name]), name
+
+
 def test_stored_half_precision_becomes_float32(tmp_path: Path) -> None:
     path = save_model(tiny_tap(seed=1), tmp_path / "half.safetensors", dtype="float16")
     model = tiny_tap(seed=2)

@@ -43,6 +43,37 @@ def test_every_trainable_parameter_is_in_one_group_and_norms_are_not_decayed() -
     assert "image_encoder.neck.0.1.weight" in groups[1]
 
 
+def test_deeper_blocks_learn_slower() -> None:
+    """Width of the rate of block n of 4: decay ** (4 - n); patches decay ** 5; the rest 1."""
+    model = tiny_tap().requires_grad_(True)
+    groups = parameter_groups(model, 0.3, 0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(p)]: (group["lr_scale"], group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
+    assert sorted(found) == sorted(names.values())
+    for name, (scale, decay) in found.items():
+        parts = name.split(".")
+        if parts[:2] == ["image_encoder", "blocks"]:
+            expected = 0.5 ** (4 - int(parts[2]))
+        else:
+            expected = 0.5**5 if parts[1] in ("patch_embed", "pos_embed") else 1.0
+        assert scale == expected, name
+        assert decay == (0.0 if is_norm(name) else 0.3), name
+    assert found["image_encoder.cross_window.0.conv1.0.weight"][0] == 1.0
+
+
+def test_the_rate_is_scaled_by_group() -> None:
+    model = tiny_tap().requires_grad_(True)
+    optimizer = build_optimizer(model, OptimizerConfig(layer_decay=0.5))
+    set_learning_rate(optimizer, 0.8)
+    for group in optimizer.param_groups:
+        assert group["lr"] == 0.8 * group["lr_scale"]
+    assert {group["lr"] for group in optimizer.param_groups} == {0.8 * 0.5**n for n in range(6)}
+
+
 def test_the_optimizer_takes_its_settings() -> None:
     config = OptimizerConfig(peak_lr=0.02, weight_decay=0.3, betas=(0.8, 0.95))
     optimizer = build_optimizer(nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5)), config)
@@ -123,6 +154,8 @@ def test_a_broken_gradient_is_refused_before_it_changes_anything() -> None:
         ({"max_grad_norm": -1.0}, "max_grad_norm: expected more than 0"),
         ({"warmup_steps": -1}, "warmup_steps: expected at least 0, got -1"),
         ({"weight_decay": -0.1}, "weight_decay: expected at least 0"),
+        ({"layer_decay": 0.0}, "layer_decay: expected over 0 to 1, got 0.0"),
+        ({"layer_decay": 1.5}, "layer_decay: expected over 0 to 1, got 1.5"),
     ],
 )
 def test_impossible_settings_are_refused(values: dict[str, Any], message: str) -> None:
