@@ -211,7 +211,9 @@ def test_equal_scores_go_by_the_number_of_the_click(photo: np.ndarray) -> None:
     numbers, *_ = find_plainly(flat, photo, config)
     assert numbers == sorted(numbers)
     for chunk in (7, 1000):
-        found = everything(flat, photo, points_per_side=12, max_overlap=0.95, points_per_batch=chunk)
+        found = everything(
+            flat, photo, points_per_side=12, max_overlap=0.95, points_per_batch=chunk
+        )
         assert found.mask_index.tolist() == [number % 4 for number in numbers]
 
 
