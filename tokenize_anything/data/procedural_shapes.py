@@ -77,6 +77,23 @@ def paint_shapes(
     return image, visible[: len(masks)], visible[len(masks) :]
 
 
+def draw_ellipses(boxes: np.ndarray, size: int) -> np.ndarray:
+    """The largest ellipse in each box: the pixels whose centres lie in it.
+
+    Args:
+        boxes: (R,4) x0, y0, x1, y1 in pixels of the masks, where pixel i covers i to i + 1.
+        size: m.
+
+    Returns:
+        (R,m,m) bool.
+    """
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    radius = (boxes[:, 2:] - boxes[:, :2]).clip(1e-6) / 2
+    offsets = np.arange(size, dtype=np.float32) + 0.5 - middle[:, :, None]
+    x, y = np.moveaxis((offsets / radius[:, :, None]) ** 2, 1, 0)
+    return x[:, None, :] + y[:, :, None] <= 1
+
+
 def _bounds(array: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of an (H,W) array that hold anything but zeros."""
     rows, columns = (np.flatnonzero(array.any(axis=axis)) for axis in (1, 0))

@@ -22,7 +22,7 @@ from tokenize_anything.data.augment import (
     draw_crop,
     jitter_colour,
 )
-from tokenize_anything.data.procedural_shapes import ShapeConfig, paint_shapes
+from tokenize_anything.data.procedural_shapes import ShapeConfig, draw_ellipses, paint_shapes
 from tokenize_anything.data.region_embeddings import RegionEmbeddings, read_present
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, RegionBatch, TextTable
 from tokenize_anything.geometry import decode_rle, masks_to_boxes
@@ -49,6 +49,8 @@ class RegionSamplingConfig:
     whole_image_weight: weight of whole-image captions beside ordinary regions.
     box_only_weight: weight of regions that have a box and a name but no mask.
     shapes: painted over the image and taken as regions too, of the `regions_per_image`.
+    ellipse_masks: put the ellipse inside its box in the place of each region's mask, also where
+        there was none: a first lesson, in what a box means, before the outlines of things.
     """
 
     regions_per_image: int = 8
@@ -57,6 +59,7 @@ class RegionSamplingConfig:
     whole_image_weight: float = 0.1
     box_only_weight: float = 0.4
     shapes: ShapeConfig = field(default_factory=ShapeConfig)
+    ellipse_masks: bool = False
 
     def __post_init__(self) -> None:
         for name in ("regions_per_image", "mask_stride"):
@@ -170,6 +173,9 @@ class RegionDataset(Dataset[RegionSample]):
         square = crop_image(image, crop, self.image_size, self.pixels)
         if self.sampling.shapes.count:
             square = self._add_shapes(square, boxes, masks, has_mask, rng)
+        if self.sampling.ellipse_masks:
+            masks = draw_ellipses(boxes / self.sampling.mask_stride, masks.shape[-1])
+            has_mask = masks.any(axis=(1, 2))
         return RegionSample(
             square, boxes, masks, has_mask, text_index, index, has_embedding, embeddings,
             record.path.name, tuple(problems),
