@@ -50,7 +50,8 @@ class TAPConfig:
 
     Letters of the shape alphabet: `decoder_dim` is C, `semantic_dim` is D, `vocabulary_size` is V.
     `max_text_length` counts the visual token, so at most `max_text_length - 2` new tokens follow
-    the start token.
+    the start token. `zoom` is how large a small region appears in a second view (see `zooming`), as
+    a share of the view's side; 0 for models that look once.
     """
 
     image_size: int = 1024
@@ -69,6 +70,7 @@ class TAPConfig:
     text_mlp_dim: int = 2048
     vocabulary_size: int = 32000
     max_text_length: int = 40
+    zoom: float = 0.0
     pixels: PixelConfig = dataclasses.field(default_factory=PixelConfig)
 
     def __post_init__(self) -> None:
@@ -84,7 +86,9 @@ class TAPConfig:
 
     def _sizes(self) -> dict[str, Any]:
         return {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pixels"
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("pixels", "zoom")
         }
 
     def _cross_field_problems(self) -> list[str]:
@@ -102,6 +106,8 @@ class TAPConfig:
             (self.text_dim % 64 == 0, f"text_dim must be a multiple of 64, got {self.text_dim}"),
             (self.max_text_length >= 3,
              f"max_text_length must be at least 3, got {self.max_text_length}"),
+            (isinstance(self.zoom, int | float) and 0 <= self.zoom <= 1,
+             f"zoom must be a number from 0 to 1, got {self.zoom!r}"),
         ]  # fmt: skip
         return [message for holds, message in rules if not holds]
 

@@ -14,6 +14,33 @@ from numpy.typing import ArrayLike, NDArray
 
 # Upper bound of the temporary float32 copies made by mask_iou, in bytes.
 _IOU_CHUNK_BYTES = 64 * 2**20
+MIN_WINDOW = 32
+
+
+def zoom_window(
+    centre_xy: ArrayLike, side: float, image_hw: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """A square window of an image, moved inside of it where it would stick out.
+
+    Along an axis that is shorter than the window, the window is the whole axis. No window is
+    smaller than `MIN_WINDOW` pixels, where the image is not.
+
+    Args:
+        centre_xy: (2,) of the window, original pixels.
+        side: of the window, original pixels.
+        image_hw: of the image.
+
+    Returns:
+        x0, y0, x1, y1, original pixels.
+    """
+    length = max(round(float(side)), MIN_WINDOW)
+    starts, ends = [], []
+    for middle, limit in zip(np.asarray(centre_xy).tolist(), image_hw[::-1], strict=True):
+        used = min(length, limit)
+        start = min(max(round(middle - used / 2), 0), limit - used)
+        starts.append(start)
+        ends.append(start + used)
+    return starts[0], starts[1], ends[0], ends[1]
 
 
 def to_numpy(name: str, values: ArrayLike) -> NDArray[Any]:

@@ -25,7 +25,12 @@ from tokenize_anything.everything import find_in_photos
 from tokenize_anything.everything_config import EverythingConfig, check_everything_config
 from tokenize_anything.image_transform import ImageSource, load_image
 from tokenize_anything.modeling import TAP, RegionOutputs
-from tokenize_anything.predictor_arguments import as_rows, check_generation, check_model
+from tokenize_anything.predictor_arguments import (
+    as_rows,
+    check_generation,
+    check_model,
+    check_zoom,
+)
 from tokenize_anything.prompt_arguments import PromptArguments, require_prompts
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.region_decoding import (
@@ -33,13 +38,13 @@ from tokenize_anything.region_decoding import (
     EncodedImage,
     check_encoded,
     count_regions_in_memory,
-    decode_image,
     decode_regions,
     encode_photo,
 )
 from tokenize_anything.regions import RegionPredictions
 from tokenize_anything.text_generation import GenerationConfig, generate
 from tokenize_anything.text_tokenizer import TextTokenizer
+from tokenize_anything.zooming import decode_source
 
 
 class TAPPredictor:
@@ -267,6 +272,7 @@ class TAPPredictor:
         top_k: int = 1,
         captions: bool = True,
         generation: GenerationConfig | None = None,
+        zoom: float | None = None,
     ) -> Any:
         """Segment, name and describe what the prompts point at.
 
@@ -286,6 +292,7 @@ class TAPPredictor:
             top_k: names per region.
             captions: False skips the text decoder.
             generation: how captions are written; greedy by default.
+            zoom: see `zooming`; None does what suits the model, 0 never looks twice.
 
         Returns:
             RegionPredictions, or a list of them for a list. Without vocabulary or text tokenizer
@@ -298,13 +305,17 @@ class TAPPredictor:
         """
         check_top_k(top_k)
         check_generation(generation)
+        check_zoom(zoom)
         given = PromptArguments(points, labels, boxes, masks, prompts)
         is_many = isinstance(images, list | tuple)
         sources = list(images) if is_many else [images]
         rows = given.split(len(sources)) if is_many else [given]
         for row in rows:  # before any photo is read or encoded
             row.check()
-        decoded = [self._decode_source(*each) for each in zip(sources, rows, strict=True)]
+        decoded = [
+            decode_source(self.model, source, row, chunk=self.region_chunk, zoom=zoom)
+            for source, row in zip(sources, rows, strict=True)
+        ]
         regions = self._describe(decoded, top_k, captions, generation) if decoded else []
         return regions if is_many else regions[0]
 
@@ -349,18 +360,6 @@ class TAPPredictor:
         regions = [each.add_tree(record) for each, record in zip(found, records, strict=True)]
         return regions if is_many else regions[0]
 
-    @torch.inference_mode()
-    def _decode_source(self, source: Any, arguments: PromptArguments) -> DecodedImage:
-        """Check one photo against its prompts, encode it where that is not done yet, and decode."""
-        if isinstance(source, EncodedImage):
-            check_encoded(source, self.model.config)
-            prompts = arguments.join(*source.original_hw)
-        else:
-            rgb = load_image(source, name=arguments.where or "image")
-            prompts = arguments.join(*rgb.shape[:2])
-            source = encode_photo(self.model, rgb)
-        return decode_image(self.model, source, prompts, chunk=self.region_chunk)
-
     def _describe(
         self,
         decoded: list[DecodedImage],
@@ -389,6 +388,7 @@ class TAPPredictor:
                 masks=image.masks,
                 iou_scores=image.iou_scores.cpu().numpy(),
                 mask_index=image.mask_index.cpu().numpy(),
+                mask_tokens=image.mask_tokens.float().cpu().numpy(),
                 **{name: values[end - count : end] for name, values in columns.items()},
             )
             for image, count, end in zip(decoded, counts, ends, strict=True)

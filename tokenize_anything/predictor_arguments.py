@@ -42,6 +42,21 @@ def check_generation(generation: Any) -> None:
         )
 
 
+def check_zoom(zoom: Any) -> None:
+    """Check that this is None or a number from 0 to 1.
+
+    Raises:
+        TypeError: something else.
+        ValueError: another number.
+    """
+    if zoom is None:
+        return
+    if isinstance(zoom, bool) or not isinstance(zoom, int | float):
+        raise TypeError(f"zoom: expected None or a number, got {zoom!r}; 0 never looks twice")
+    if not 0 <= zoom <= 1:
+        raise ValueError(f"zoom: expected 0 to 1, the share of a view a region fills, got {zoom}")
+
+
 def as_rows(name: str, values: Any, width: int) -> Tensor:
     """Check (R,width) numbers of any kind; returns a float32 tensor.
 

@@ -25,10 +25,12 @@ class EncodedImage:
 
     features: (C,h,w) on the device and in the dtype of the model.
     frame: how the photo was scaled and padded.
+    rgb: (H,W,3) uint8 the photo itself, where the model looks at small regions closely.
     """
 
     features: Tensor
     frame: ImageFrame
+    rgb: np.ndarray | None = None
 
     @property
     def original_hw(self) -> tuple[int, int]:
@@ -44,6 +46,7 @@ class DecodedImage:
     iou_scores, mask_index: (R,).
     semantic_tokens: (R,C).
     semantic_embeddings: (R,D).
+    mask_tokens: (R,C).
     """
 
     masks: np.ndarray
@@ -51,6 +54,7 @@ class DecodedImage:
     semantic_tokens: Tensor
     semantic_embeddings: Tensor
     mask_index: Tensor
+    mask_tokens: Tensor
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -90,7 +94,7 @@ def encode_photo(model: TAP, rgb: np.ndarray) -> EncodedImage:
     """Encode one loaded photo (H,W,3) uint8."""
     pixels, frames = prepare_images([rgb], model.config)
     features = model.encode_images(pixels.to(model.device, model.dtype))
-    return EncodedImage(features[0], frames[0])
+    return EncodedImage(features[0], frames[0], rgb if model.config.zoom else None)
 
 
 def embed_tokens(model: TAP, semantic_tokens: Tensor) -> Tensor:
@@ -123,7 +127,8 @@ def decode_image(
     for rows, outputs in decode_chunks(model, encoded, prompts, chunk=chunk, all_slots=False):
         masks[rows] = restore_masks(outputs.mask_logits, encoded.frame)
         fields = (outputs.iou_scores, outputs.semantic_tokens, outputs.semantic_embeddings)
-        parts.append([outputs.select(field) for field in fields] + [outputs.mask_index])
+        chosen = [outputs.select(field) for field in fields]
+        parts.append([*chosen, outputs.mask_index, outputs.select(outputs.mask_tokens)])
         all_rows.append(rows)
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     order = _original_order(all_rows, columns[0].device)

@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 
 from tokenize_anything.config import PixelConfig
+from tokenize_anything.geometry import zoom_window
 
 # Masks that shrink more than this are averaged before they are sampled, or thin parts vanish.
 MAX_SAMPLED_SHRINK = 1.5
+MAX_ZOOM_SHIFT = 0.12  # of the view's side, of the middle of the region it is drawn around
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +25,25 @@ class AugmentConfig:
     colour: strength in [0, 1]: the contrast changes by up to this fraction, the gain of each
         channel by half of it, the brightness by up to 64 levels times it. 0 leaves colours alone.
     anchored: place the image at the top left, as at inference, instead of anywhere.
+    zoom_probability: how often a view is drawn around one region, whatever `scale_range` says.
+    zoom_range: long side of that region's box as a fraction of the view's side, log-uniform.
     """
 
     scale_range: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     colour: float = 0.2
     anchored: bool = False
+    zoom_probability: float = 0.0
+    zoom_range: tuple[float, float] = (0.35, 0.8)
 
     def __post_init__(self) -> None:
-        low, high = self.scale_range
-        if not 0 < low <= high:
-            raise ValueError(f"scale_range: expected 0 < low <= high, got {self.scale_range}")
-        for name in ("flip", "colour"):
+        for name in ("scale_range", "zoom_range"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: expected 0 < low <= high, got {(low, high)}")
+        if self.zoom_range[1] > 1:
+            raise ValueError(f"zoom_range: expected at most 1, got {self.zoom_range}")
+        for name in ("flip", "colour", "zoom_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
 
@@ -77,14 +86,55 @@ def draw_crop(
     rng: np.random.Generator, height: int, width: int, image_size: int, config: AugmentConfig
 ) -> Crop:
     """Draw scale, window and flip for an image of (height, width) original pixels."""
-    low, high = np.log(config.scale_range[0]), np.log(config.scale_range[1])
-    scale = image_size * float(np.exp(rng.uniform(low, high))) / max(height, width)
+    scale = image_size * _log_uniform(rng, config.scale_range) / max(height, width)
     fitting = max(1, round(image_size / scale))
     window_w, window_h = min(width, fitting), min(height, fitting)
     x0 = int(rng.integers(0, width - window_w + 1))
     y0 = int(rng.integers(0, height - window_h + 1))
-    target_w = min(image_size, max(1, round(window_w * scale)))
-    target_h = min(image_size, max(1, round(window_h * scale)))
+    window = (x0, y0, x0 + window_w, y0 + window_h)
+    return _place(rng, window, scale, image_size, config)
+
+
+def draw_zoom(
+    rng: np.random.Generator,
+    box_xyxy: np.ndarray,
+    image_hw: tuple[int, int],
+    image_size: int,
+    config: AugmentConfig,
+) -> Crop:
+    """Draw a view around one region: its size in the view, its place, and the flip.
+
+    Args:
+        rng: of the draws.
+        box_xyxy: (4,) the region, original pixels.
+        image_hw: of the image.
+        image_size: S.
+        config: of the draws.
+    """
+    occupancy = _log_uniform(rng, config.zoom_range)
+    shift = rng.uniform(-MAX_ZOOM_SHIFT, MAX_ZOOM_SHIFT, size=2)
+    side = max(box_xyxy[2:] - box_xyxy[:2]) / occupancy
+    centre = (box_xyxy[:2] + box_xyxy[2:]) / 2 + shift * side
+    window = zoom_window(centre, side, image_hw)
+    scale = image_size / max(window[2] - window[0], window[3] - window[1])
+    return _place(rng, window, scale, image_size, config)
+
+
+def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    low, high = np.log(bounds[0]), np.log(bounds[1])
+    return float(np.exp(rng.uniform(low, high)))
+
+
+def _place(
+    rng: np.random.Generator,
+    window_xyxy: tuple[int, int, int, int],
+    scale: float,
+    image_size: int,
+    config: AugmentConfig,
+) -> Crop:
+    x0, y0, x1, y1 = window_xyxy
+    target_w = min(image_size, max(1, round((x1 - x0) * scale)))
+    target_h = min(image_size, max(1, round((y1 - y0) * scale)))
     offset = (0, 0)
     if not config.anchored:
         offset = (
@@ -92,8 +142,7 @@ def draw_crop(
             int(rng.integers(0, image_size - target_h + 1)),
         )
     is_mirrored = bool(rng.random() < config.flip)
-    window = (x0, y0, x0 + window_w, y0 + window_h)
-    return Crop(window, offset, (target_w, target_h), is_mirrored)
+    return Crop(window_xyxy, offset, (target_w, target_h), is_mirrored)
 
 
 def crop_image(image: np.ndarray, crop: Crop, image_size: int, pixels: PixelConfig) -> np.ndarray:
@@ -113,24 +162,30 @@ def crop_image(image: np.ndarray, crop: Crop, image_size: int, pixels: PixelConf
 def crop_mask(mask: np.ndarray, crop: Crop, image_size: int, mask_size: int) -> np.ndarray:
     """(H,W) bool to (m,m) bool, m = mask_size, covering the model frame; False on the padding."""
     x0, y0, x1, y1 = crop.source_xyxy
-    window = mask[y0:y1, x0:x1].astype(np.uint8) * 255
+    window = mask[y0:y1, x0:x1]
     if crop.is_mirrored:
         window = window[:, ::-1]
     ratio = mask_size / image_size
     left, top = (offset * ratio for offset in crop.offset_xy)
     width, height = (side * ratio for side in crop.target_wh)
-    if max((x1 - x0) / width, (y1 - y0) / height) > MAX_SAMPLED_SHRINK:
-        window = _resize(window, (max(1, round(width)), max(1, round(height))))
-    scale_x, scale_y = width / window.shape[1], height / window.shape[0]
+    cell_w, cell_h = (x1 - x0) / width, (y1 - y0) / height  # of a cell, original pixels
+    rows, columns = _around(window, axis=1, cell=cell_h), _around(window, axis=0, cell=cell_w)
+    window = np.ascontiguousarray(window[rows, columns]).astype(np.uint8) * 255
+    if not window.size:
+        return np.zeros((mask_size, mask_size), dtype=bool)
+    part_w, part_h = window.shape[1] / cell_w, window.shape[0] / cell_h
+    if max(cell_w, cell_h) > MAX_SAMPLED_SHRINK:
+        window = _resize(window, (max(1, round(part_w)), max(1, round(part_h))))
+    scale_x, scale_y = part_w / window.shape[1], part_h / window.shape[0]
     # cv2 counts from pixel centres, hence the half-pixel terms.
     matrix = np.array(
         [
-            [scale_x, 0, left + 0.5 * scale_x - 0.5],
-            [0, scale_y, top + 0.5 * scale_y - 0.5],
+            [scale_x, 0, left + columns.start / cell_w + 0.5 * scale_x - 0.5],
+            [0, scale_y, top + rows.start / cell_h + 0.5 * scale_y - 0.5],
         ]
     )
     out = cv2.warpAffine(
-        np.ascontiguousarray(window),
+        window,
         matrix,
         (mask_size, mask_size),
         borderMode=cv2.BORDER_REPLICATE,
@@ -139,6 +194,20 @@ def crop_mask(mask: np.ndarray, crop: Crop, image_size: int, mask_size: int) -> 
     inside = np.zeros((mask_size, mask_size), dtype=bool)
     inside[rows, columns] = out[rows, columns] >= 128
     return inside
+
+
+def _around(mask: np.ndarray, *, axis: int, cell: float) -> slice:
+    """Where (H,W) bool holds anything, along the other axis, and the cells beside it.
+
+    Most regions are small, and the work on one is in proportion to what is cut out.
+    """
+    used = np.flatnonzero(mask.any(axis=axis))
+    if not used.size:
+        return slice(0, 0)
+    margin = math.ceil(2 * cell) + 2
+    return slice(
+        max(0, int(used[0]) - margin), min(mask.shape[1 - axis], int(used[-1]) + 1 + margin)
+    )
 
 
 def jitter_colour(image: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:

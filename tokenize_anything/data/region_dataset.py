@@ -20,6 +20,7 @@ from tokenize_anything.data.augment import (
     crop_image,
     crop_mask,
     draw_crop,
+    draw_zoom,
     jitter_colour,
 )
 from tokenize_anything.data.procedural_shapes import ShapeConfig, draw_ellipses, paint_shapes
@@ -167,7 +168,7 @@ class RegionDataset(Dataset[RegionSample]):
         boxes, masks, has_mask, text_index = self._region_arrays(regions, crop, record, problems)
         embeddings, has_embedding = self._region_embeddings(regions, record, problems)
         if problems and self.on_bad_data == "stop":
-            raise ValueError(problems[0])
+            raise ValueError(f"{problems[0]}; mend it, or set data.on_bad_data to skip")
         if self.augment.colour:  # before the padding, whose colour is always the same
             image = jitter_colour(image, rng, self.augment.colour)
         square = crop_image(image, crop, self.image_size, self.pixels)
@@ -186,12 +187,28 @@ class RegionDataset(Dataset[RegionSample]):
     ) -> tuple[Crop, _View]:
         """A crop that shows some region, if one of a few draws does."""
         for attempt in range(MAX_CROPS):
-            height, width = image.shape[:2]
-            crop = draw_crop(rng, height, width, self.image_size, self.augment)
+            crop = self._draw_crop(image.shape[0], image.shape[1], regions, rng)
             visible = self._visible_regions(regions, crop)
             if visible or attempt == MAX_CROPS - 1:
                 break
         return crop, visible
+
+    def _draw_crop(
+        self,
+        height: int,
+        width: int,
+        regions: Sequence[RegionAnnotation],
+        rng: np.random.Generator,
+    ) -> Crop:
+        """A view around one of the regions that have a mask, or of anything."""
+        targets = [region for region in regions if region.rle is not None]
+        if targets and self.augment.zoom_probability:
+            if rng.random() < self.augment.zoom_probability:
+                weights = np.array([self._weight(region) for region in targets])
+                chosen = targets[int(rng.choice(len(targets), p=weights / weights.sum()))]
+                box = np.array(chosen.box_xyxy, dtype=np.float64)
+                return draw_zoom(rng, box, (height, width), self.image_size, self.augment)
+        return draw_crop(rng, height, width, self.image_size, self.augment)
 
     def _region_arrays(
         self, regions: _View, crop: Crop, record: ImageRecord, problems: list[str]
