@@ -11,7 +11,8 @@ import torch
 from tests.tiny_predictor import assert_same, make_mixed_prompts, make_photo, tiny_predictor
 from tokenize_anything import EncodedImage, PointPrompts, TAPConfig, TAPPredictor
 from tokenize_anything.geometry import MIN_WINDOW, zoom_window
-from tokenize_anything.zooming import MAX_VIEW, choose_windows, region_extents
+from tokenize_anything.image_transform import ImageFrame
+from tokenize_anything.zooming import MAX_VIEW, list_views
 
 HEIGHT, WIDTH = 149, 211
 SMALL, LARGE = [101.0, 53.0, 124.0, 72.0], [5.0, 3.0, 203.0, 131.0]
@@ -46,41 +47,59 @@ def test_window_of_a_photo_smaller_than_the_least():
     assert zoom_window((2, 3), 9, (7, 5)) == (0, 0, 5, 7)
 
 
-def extents_of(prompts: PointPrompts, *boxes: list[int]) -> list[list[float]]:
-    masks = np.zeros((len(prompts), HEIGHT, WIDTH), bool)
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
-        mask[y0:y1, x0:x1] = True
-    return region_extents(prompts, masks).tolist()
+def views_of(prompts: PointPrompts) -> list[tuple[int, tuple[int, int, int, int]]]:
+    frame = ImageFrame.for_size(HEIGHT, WIDTH, 96)
+    views = list_views(prompts, EncodedImage(torch.zeros(0), frame), zoom=0.5)
+    return [(view.row, view.window_xyxy) for view in views]
 
 
-def test_a_box_says_how_large_its_region_is():
-    alone = PointPrompts.from_boxes([SMALL])
-    clicked = PointPrompts.from_boxes([SMALL], [[[130, 60]]], [[0]])
-    assert extents_of(alone, [0, 0, 90, 90]) == [SMALL]
-    assert extents_of(clicked, [0, 0, 90, 90]) == [[101, 53, 130, 72]]
+def test_a_box_has_one_view_of_twice_its_size_around_all_its_points():
+    assert views_of(PointPrompts.from_boxes([LARGE, SMALL])) == [(1, (90, 40, 136, 86))]
+    clicked = PointPrompts.from_boxes([SMALL], [[[131, 60]]], [[0]])  # 101 to 131 along x
+    assert views_of(clicked) == [(0, (86, 32, 146, 92))]
 
 
-def test_clicks_go_with_their_first_mask():
-    prompts = PointPrompts.from_points([[[40, 20], [90, 60]]], [[1, 0]])
-    assert extents_of(prompts, [35, 10, 60, 31]) == [[35, 10, 90, 60]]
-    assert extents_of(prompts, [0, 0, 0, 0]) == [[40, 20, 90, 60]]
-
-
-def test_many_clicks_say_how_large_their_region_is():
-    drawn = np.zeros((HEIGHT, WIDTH), bool)
-    drawn[40:81, 100:141] = True
-    prompts = PointPrompts.from_masks(drawn)
-    # The nine reach from 104, 44 to 136, 76.
-    assert extents_of(prompts, [0, 0, 200, 140]) == [[100, 40, 140, 80]]
-
-
-def test_only_small_regions_get_a_window():
+def test_only_small_boxes_have_a_view():
     limit = MAX_VIEW * WIDTH / 2
-    boxes = [[50, 50, 50 + limit - 1, 60], [50, 50, 50 + limit + 1, 60], [np.inf] * 4]
-    windows = choose_windows(np.array(boxes, np.float32), (HEIGHT, WIDTH), 0.5)
-    assert list(windows) == [0]
-    x0, _, x1, _ = windows[0]
-    assert x1 - x0 == round(2 * (limit - 1))
+    boxes = [[50, 50, 50 + limit - 1, 60], [50, 50, 50 + limit + 1, 60]]
+    ((row, (x0, _, x1, _)),) = views_of(PointPrompts.from_boxes(boxes))
+    assert row == 0 and x1 - x0 == round(2 * (limit - 1))
+
+
+def test_a_click_has_views_of_several_sizes():
+    sides = (106, 53)  # an eighth of the photo, 26 pixels, is under MIN_WINDOW
+    expected = [(0, zoom_window((40, 20), side, (HEIGHT, WIDTH))) for side in sides]
+    assert views_of(PointPrompts.from_points([[40, 20]])) == expected
+    two = PointPrompts.from_points([[[40, 20], [90, 60]]], [[1, 0]])  # 50 pixels apart
+    assert views_of(two) == [(0, zoom_window((65, 40), 106, (HEIGHT, WIDTH)))]
+
+
+def test_a_mask_has_the_view_of_its_clicks_made_wider():
+    drawn = np.zeros((HEIGHT, WIDTH), bool)
+    drawn[40:81, 100:141] = True  # the nine clicks reach from 104, 44 to 136, 76
+    prompts = PointPrompts.from_masks(drawn)
+    assert views_of(prompts) == [(0, zoom_window((120, 60), 80, (HEIGHT, WIDTH)))]
+
+
+def test_the_best_scored_view_of_a_click_counts(predictor, photo):
+    point = np.array([101.0, 67.0])
+    views = [(0, 0, WIDTH, HEIGHT)]
+    views += [window for _, window in views_of(PointPrompts.from_points(point[None]))]
+    answers = [
+        predictor.predict_mask_concept_caption(
+            np.ascontiguousarray(photo[y0:y1, x0:x1]), points=[point - [x0, y0]], zoom=0
+        )
+        for x0, y0, x1, y1 in views
+    ]
+    best = max(range(3), key=lambda index: answers[index].iou_scores[0])
+    assert best > 0  # or this would show nothing
+    found = predictor.predict_mask_concept_caption(photo, points=[point])
+    np.testing.assert_allclose(found.iou_scores, answers[best].iou_scores, rtol=1e-4)
+    np.testing.assert_allclose(found.semantic_tokens, answers[best].semantic_tokens, atol=1e-4)
+    x0, y0, x1, y1 = views[best]
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y0:y1, x0:x1] = answers[best].masks[0]
+    np.testing.assert_array_equal(found.masks[0], mask)
 
 
 def test_a_small_box_equals_the_same_box_in_its_window(predictor, photo):

@@ -1,9 +1,11 @@
-"""A second, closer look at small regions: the photo is encoded once more around each of them.
+"""A second, closer look at regions: the photo is encoded once more around each of them.
 
 A region that is a small part of the photo covers a few cells of the feature grid, too few for its
-outline. A view in which it fills a fixed share has cells enough. Interactive segmentation knows the
-step as Zoom-In (Sofiiuk et al. 2020, "f-BRS", section 3.3). It costs an encoding for each region,
-so that it suits small encoders.
+outline. A view in which it fills a fixed share has cells enough. A box, a mask or a sketch says how
+large its region is, and gets one such view. A click does not: it gets views of several sizes, and
+the answer with the highest predicted IoU counts. Interactive segmentation knows the step as Zoom-In
+(Sofiiuk et al. 2020, "f-BRS", section 3.3). It costs an encoding for each view, so that it suits
+small encoders.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokenize_anything.config import PointLabel
-from tokenize_anything.geometry import masks_to_boxes, zoom_window
+from tokenize_anything.geometry import MIN_WINDOW, zoom_window
 from tokenize_anything.image_transform import ImageFrame, load_image, prepare_images, restore_masks
 from tokenize_anything.modeling import TAP, RegionOutputs
 from tokenize_anything.prompt_arguments import PromptArguments
@@ -33,7 +35,8 @@ from tokenize_anything.region_decoding import (
 
 VIEWS_AT_ONCE = 8
 MANY_CLICKS = 5  # foreground clicks from which on they show how large a region is
-WIDENING = 0.25
+WIDENING = 0.25  # of their bounding box, whose clicks lie inside of the region
+CLICK_VIEWS = (0.5, 0.25, 0.125)  # sides of the views around fewer clicks, of the photo's long side
 MAX_VIEW = 0.85  # a view this much of the photo's long side, or more, would show little that is new
 
 
@@ -66,7 +69,7 @@ def decode_source(
 def decode_closely(
     model: TAP, encoded: EncodedImage, prompts: PointPrompts, *, chunk: int, zoom: float | None
 ) -> DecodedImage:
-    """Decode prompts on the whole photo, then those of small regions again in a view of their own.
+    """Decode prompts on the whole photo, then those of small regions again in views of their own.
 
     What a region gets does not depend on the other prompts.
 
@@ -90,97 +93,112 @@ def decode_closely(
     first = decode_image(model, encoded, prompts, chunk=chunk)
     if not zoom or encoded.rgb is None:
         return first
-    extents = region_extents(prompts, first.masks)
-    windows = choose_windows(extents, encoded.original_hw, zoom)
-    for views in decode_views(model, encoded.rgb, prompts, windows):
-        for index, row in enumerate(views.rows):
-            x0, y0, x1, y1 = windows[row]
-            logits = views.outputs.mask_logits[index : index + 1]
-            first.masks[row] = False
-            first.masks[row, y0:y1, x0:x1] = restore_masks(logits, views.frames[index])[0]
-        for name in ("iou_scores", "semantic_tokens", "semantic_embeddings", "mask_tokens"):
-            values = getattr(views.outputs, name)
-            getattr(first, name)[views.rows] = views.outputs.select(values)
-        first.mask_index[views.rows] = views.outputs.mask_index
+    is_known = shows_extent(prompts)
+    for part in decode_views(model, encoded.rgb, prompts, list_views(prompts, encoded, zoom)):
+        scores = part.outputs.select(part.outputs.iou_scores)
+        for index, view in enumerate(part.views):
+            if is_known[view.row] or scores[index] > first.iou_scores[view.row]:
+                _replace(first, part, index)
     return first
 
 
-def region_extents(prompts: PointPrompts, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Boxes (R,4) x0, y0, x1, y1 around each region, original pixels.
+def shows_extent(prompts: PointPrompts) -> NDArray[np.bool_]:
+    """(R,) whether a prompt says how large its region is: a box, or many clicks inside of it."""
+    num_inside = (prompts.labels == PointLabel.FOREGROUND).sum(axis=1)
+    return prompts.is_box | (num_inside >= MANY_CLICKS)
 
-    A box prompt says itself how large its region is, and so do many clicks inside of it, as a mask
-    or sketch becomes: their bounding box, made wider by a quarter. Otherwise it is the first mask
-    and all clicks together.
+
+@dataclass(frozen=True)
+class View:
+    """A window of the photo, x0, y0, x1, y1 in original pixels, for one of the prompts."""
+
+    row: int
+    window_xyxy: tuple[int, int, int, int]
+
+
+def list_views(prompts: PointPrompts, encoded: EncodedImage, zoom: float) -> list[View]:
+    """The views that each prompt deserves; none where it would show little that is new.
+
+    All clicks of a prompt lie in its views.
     """
+    image_hw = encoded.original_hw
+    long_side = max(image_hw)
     is_real = (prompts.labels != PointLabel.PADDING)[:, :, None]
-    low = np.where(is_real, prompts.coords_xy, np.inf).min(axis=1)
-    high = np.where(is_real, prompts.coords_xy, -np.inf).max(axis=1)
-    is_spread = (prompts.labels == PointLabel.FOREGROUND).sum(axis=1) >= MANY_CLICKS
-    margin = (high - low) * (WIDENING / 2 * is_spread)[:, None]
-    extents = masks_to_boxes(masks)
-    is_known = prompts.is_box | is_spread | (extents[:, 2] == 0)
-    extents[is_known] = (np.inf, np.inf, -np.inf, -np.inf)
-    return np.concatenate(
-        [np.minimum(extents[:, :2], low - margin), np.maximum(extents[:, 2:], high + margin)],
-        axis=1,
-    ).astype(np.float32)
-
-
-def choose_windows(
-    extents: NDArray[np.float32], image_hw: tuple[int, int], zoom: float
-) -> dict[int, tuple[int, int, int, int]]:
-    """The windows of the regions that deserve one, x0, y0, x1, y1 in original pixels, by row."""
-    windows = {}
-    for row, box in enumerate(extents.astype(np.float64)):
-        side = max(box[2:] - box[:2]) / zoom if np.isfinite(box).all() else np.inf
-        if side < MAX_VIEW * max(image_hw):
-            windows[row] = zoom_window((box[:2] + box[2:]) / 2, side, image_hw)
-    return windows
+    low = np.where(is_real, prompts.coords_xy, np.inf).min(axis=1).astype(np.float64)
+    high = np.where(is_real, prompts.coords_xy, -np.inf).max(axis=1).astype(np.float64)
+    views = []
+    for row in np.flatnonzero(is_real.any(axis=(1, 2))).tolist():
+        extent = float((high[row] - low[row]).max())
+        if prompts.is_box[row]:
+            sides = [extent / zoom]
+        elif shows_extent(prompts)[row]:
+            sides = [extent * (1 + WIDENING) / zoom]
+        else:
+            sides = [share * long_side for share in CLICK_VIEWS]
+            sides = [side for side in sides if side >= max(extent / zoom, MIN_WINDOW)]
+        centre = (low[row] + high[row]) / 2
+        views += [
+            View(row, zoom_window(centre, side, image_hw))
+            for side in sides
+            if side < MAX_VIEW * long_side
+        ]
+    return views
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedViews:
-    """Regions as decoded in their windows: `rows` of the prompts, a frame and an output each."""
+    """Some views, with a frame and an output each."""
 
-    rows: list[int]
+    views: list[View]
     frames: list[ImageFrame]
     outputs: RegionOutputs
 
 
+def _replace(decoded: DecodedImage, part: DecodedViews, index: int) -> None:
+    """Put what a view says in the place of what is known of its region."""
+    row, (x0, y0, x1, y1) = part.views[index].row, part.views[index].window_xyxy
+    outputs = part.outputs
+    logits = outputs.mask_logits[index : index + 1]
+    decoded.masks[row] = False
+    decoded.masks[row, y0:y1, x0:x1] = restore_masks(logits, part.frames[index])[0]
+    for name in ("iou_scores", "semantic_tokens", "semantic_embeddings", "mask_tokens"):
+        getattr(decoded, name)[row] = outputs.select(getattr(outputs, name))[index]
+    decoded.mask_index[row] = outputs.mask_index[index]
+
+
 def decode_views(
-    model: TAP,
-    rgb: NDArray[np.uint8],
-    prompts: PointPrompts,
-    windows: dict[int, tuple[int, int, int, int]],
+    model: TAP, rgb: NDArray[np.uint8], prompts: PointPrompts, views: list[View]
 ) -> Iterator[DecodedViews]:
-    """Encode the windows of a photo and decode one prompt in each.
+    """Encode views of a photo and decode one prompt in each, `VIEWS_AT_ONCE` at a time.
 
     Args:
         model: in evaluation mode.
         rgb: (H,W,3) the photo.
         prompts: original pixels.
-        windows: by row of `prompts`.
+        views: of rows of `prompts`.
     """
-    rows = np.array(sorted(windows), dtype=np.int64)
-    for num_points in np.unique(prompts.num_points[rows]).tolist():
-        alike = rows[prompts.num_points[rows] == num_points].tolist()
+    counts = prompts.num_points
+    for num_points in np.unique(counts).tolist():
+        alike = [view for view in views if counts[view.row] == num_points]
         for start in range(0, len(alike), VIEWS_AT_ONCE):
             part = alike[start : start + VIEWS_AT_ONCE]
-            corners = [windows[row] for row in part]
+            corners = [view.window_xyxy for view in part]
             pixels, frames = prepare_images(
                 [rgb[y0:y1, x0:x1] for x0, y0, x1, y1 in corners], model.config
             )
             coords = [
                 frame.to_model_frame(
-                    prompts.coords_xy[row, :num_points] - np.array(corner[:2], np.float32)
+                    prompts.coords_xy[view.row, :num_points]
+                    - np.array(view.window_xyxy[:2], np.float32)
                 )
-                for row, corner, frame in zip(part, corners, frames, strict=True)
+                for view, frame in zip(part, frames, strict=True)
             ]
+            labels = prompts.labels[[view.row for view in part], :num_points]
             features = model.encode_images(pixels.to(model.device, model.dtype))
             outputs = model.decode_regions(
                 model.prepare_regions(features),
                 torch.from_numpy(np.stack(coords)).to(model.device).unsqueeze(1),
-                torch.from_numpy(prompts.labels[part, :num_points]).to(model.device).unsqueeze(1),
+                torch.from_numpy(labels).to(model.device).unsqueeze(1),
                 all_slots=False,
             )
             yield DecodedViews(part, frames, outputs)

@@ -176,7 +176,7 @@ class RegionDataset(Dataset[RegionSample]):
             square = self._add_shapes(square, boxes, masks, has_mask, rng)
         if self.sampling.ellipse_masks:
             masks = draw_ellipses(boxes / self.sampling.mask_stride, masks.shape[-1])
-            has_mask = masks.any(axis=(1, 2))
+            has_mask[:] = masks.any(axis=(1, 2))
         return RegionSample(
             square, boxes, masks, has_mask, text_index, index, has_embedding, embeddings,
             record.path.name, tuple(problems),

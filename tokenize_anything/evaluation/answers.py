@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from tokenize_anything.concepts import ConceptVocabulary
 from tokenize_anything.image_transform import restore_masks
-from tokenize_anything.modeling import RegionOutputs
+from tokenize_anything.modeling import TAP, RegionOutputs
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.region_decoding import DecodedImage, EncodedImage
 from tokenize_anything.text_generation import GenerationConfig
+from tokenize_anything.zooming import decode_closely
 
 MAX_REGIONS_AT_ONCE = 256  # prompts of one decoder call, as in the published protocols
 
@@ -75,6 +77,8 @@ def decode_prompts(
 ) -> DecodedImage:
     """The routed outputs of prompts on one encoded photo, at most 256 decoded at once.
 
+    A model that looks at small regions twice does so here as in its predictor (see `zooming`).
+
     Args:
         predictor: the model, or a rule in its place.
         encoded: from its `encode_images`.
@@ -84,6 +88,13 @@ def decode_prompts(
     Returns:
         DecodedImage; vectors stay on the device of the predictor.
     """
+    model = getattr(predictor, "model", None)
+    if isinstance(model, TAP) and model.config.zoom:
+        with torch.inference_mode():
+            found = decode_closely(
+                model, encoded, prompts, chunk=MAX_REGIONS_AT_ONCE, zoom=model.config.zoom
+            )
+        return found if with_masks else dataclasses.replace(found, masks=found.masks[:0])
     masks, columns = [], []
     for start in range(0, max(len(prompts), 1), MAX_REGIONS_AT_ONCE):
         part = prompts[start : start + MAX_REGIONS_AT_ONCE]
@@ -91,7 +102,8 @@ def decode_prompts(
         if with_masks:
             masks.append(restore_masks(outputs.select(outputs.mask_logits), encoded.frame))
         fields = (outputs.iou_scores, outputs.semantic_tokens, outputs.semantic_embeddings)
-        columns.append([outputs.select(values) for values in fields] + [outputs.mask_index])
+        chosen = [outputs.select(values) for values in fields]
+        columns.append([*chosen, outputs.mask_index, outputs.select(outputs.mask_tokens)])
     empty = np.zeros((0, *encoded.original_hw), bool)
     vectors = [torch.cat(column) for column in zip(*columns, strict=True)]
     return DecodedImage(np.concatenate([empty, *masks]), *vectors)

@@ -13,15 +13,12 @@ from torch import Tensor
 from tokenize_anything.data.region_captions import CaptionedRegion
 from tokenize_anything.data.region_dataset import read_image
 from tokenize_anything.data.samples import ImageRecord
-from tokenize_anything.image_transform import ImageFrame, prepare_images
-from tokenize_anything.modeling import TAP, RegionOutputs
+from tokenize_anything.image_transform import prepare_images
+from tokenize_anything.modeling import TAP
 from tokenize_anything.prompts import PointPrompts
-from tokenize_anything.region_decoding import (
-    EncodedImage,
-    count_regions_in_memory,
-    decode_regions,
-)
+from tokenize_anything.region_decoding import DecodedImage, EncodedImage, count_regions_in_memory
 from tokenize_anything.training.caption_config import RegionTokenConfig
+from tokenize_anything.zooming import decode_closely
 
 
 class TokenSource(Protocol):
@@ -81,80 +78,61 @@ class RegionTokens:
         alone, place = np.unique(rows, return_inverse=True)
         by_box = self._decode_boxes(encoded, alone, image_index)
         tokens = self._pick(by_box)[place]
-        if (views > 0).any():
-            masks = visible_masks(by_box.mask_logits[:, 0] > 0, encoded.frame)[place]
-            used = np.flatnonzero((views > 0) & masks.any(axis=(1, 2)))
-            if len(used):  # a region whose box gave an empty mask keeps the token of its box
-                tokens[used] = self._decode_points(encoded, masks[used], rows[used], views[used])
+        # A region whose box gave an empty mask keeps the token of its box.
+        is_drawn = by_box.masks.reshape(len(alone), -1).any(axis=1)
+        used = np.flatnonzero((views > 0) & np.asarray(is_drawn)[place])
+        if len(used):
+            prompts = [
+                PointPrompts.from_points(
+                    self._draw(by_box.masks[place[row]], rows[row], views[row])
+                )
+                for row in used.tolist()
+            ]
+            tokens[used] = self._pick(self._decode(encoded, PointPrompts.concatenate(prompts)))
         return tokens
 
     def _encode(self, image_index: int) -> EncodedImage:
         image = read_image(self.records[image_index])
         pixels, frames = prepare_images([image], self.model.config)
         features = self.model.encode_images(pixels.to(self.model.device, self.model.dtype))
-        return EncodedImage(features[0], frames[0])
+        return EncodedImage(features[0], frames[0], image)
 
     def _decode_boxes(
         self, encoded: EncodedImage, rows: NDArray[np.int64], image_index: int
-    ) -> RegionOutputs:
+    ) -> DecodedImage:
         boxes = PointPrompts.from_boxes([self.regions[row].box_xyxy for row in rows.tolist()])
         try:
             boxes.validate_for_image(*encoded.original_hw)
         except ValueError as error:
             raise ValueError(f"image: {self.records[image_index].path}: {error}") from error
-        return decode_regions(self.model, encoded, boxes, chunk=self.chunk, all_slots=False)
+        return self._decode(encoded, boxes)
 
-    def _decode_points(
-        self,
-        encoded: EncodedImage,
-        masks: NDArray[np.bool_],
-        rows: NDArray[np.int64],
-        views: NDArray[np.int64],
-    ) -> Tensor:
-        """Tokens (n,C) of points drawn from masks (n,4h,4w), none of them empty."""
-        prompts = []
-        for mask, row, view in zip(masks, rows.tolist(), views.tolist(), strict=True):
-            rng = np.random.default_rng((self.seed, row, view))
-            points = draw_points(mask, encoded.frame, self.config.max_points, rng)
-            prompts.append(PointPrompts.from_points(points[None]))
-        outputs = decode_regions(
-            self.model, encoded, PointPrompts.concatenate(prompts), chunk=self.chunk,
-            all_slots=False,
-        )  # fmt: skip
-        return self._pick(outputs)
+    def _decode(self, encoded: EncodedImage, prompts: PointPrompts) -> DecodedImage:
+        return decode_closely(self.model, encoded, prompts, chunk=self.chunk, zoom=None)
 
-    def _pick(self, outputs: RegionOutputs) -> Tensor:
+    def _draw(self, mask: NDArray[np.bool_], row: np.int64, view: np.int64) -> NDArray[np.float32]:
+        rng = np.random.default_rng((self.seed, int(row), int(view)))
+        return draw_points(mask, self.config.max_points, rng)[None]
+
+    def _pick(self, decoded: DecodedImage) -> Tensor:
         is_semantic = self.config.token == "semantic"
-        tokens = outputs.semantic_tokens if is_semantic else outputs.mask_tokens
-        return outputs.select(tokens).float().cpu()
-
-
-def visible_masks(masks: Tensor, frame: ImageFrame) -> NDArray[np.bool_]:
-    """(R,m,m) bool masks of the padded square, False where a cell's centre lies on the padding."""
-    size = masks.shape[-1]
-    centres = (np.arange(size) + 0.5) * (frame.padded_size / size)
-    height, width = frame.scaled_hw
-    inside = (centres < height)[:, None] & (centres < width)
-    return masks.cpu().numpy() & inside
+        return (decoded.semantic_tokens if is_semantic else decoded.mask_tokens).float().cpu()
 
 
 def draw_points(
-    mask: NDArray[np.bool_], frame: ImageFrame, max_points: int, rng: np.random.Generator
+    mask: NDArray[np.bool_], max_points: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """1 to `max_points` pixels of a mask, uniformly; all different where it has enough.
 
     Args:
-        mask: (m,m) with at least one pixel, covering the padded square, see `visible_masks`.
-        frame: of the image.
+        mask: (H,W) with at least one pixel.
         max_points: most points.
         rng: of the draws.
 
     Returns:
-        (n,2) x, y in original pixels.
+        (n,2) x, y of the pixels.
     """
     pixels = np.flatnonzero(mask)
     count = int(rng.integers(1, max_points + 1))
     picks = rng.choice(pixels, count, replace=len(pixels) < count)
-    xy = np.stack([picks % mask.shape[1], picks // mask.shape[1]], axis=-1)
-    model_xy = (xy + 0.5) * (frame.padded_size / mask.shape[1]) - 0.5
-    return frame.to_original_frame(model_xy).astype(np.float32)
+    return np.stack([picks % mask.shape[1], picks // mask.shape[1]], axis=-1).astype(np.float32)

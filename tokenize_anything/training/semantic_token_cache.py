@@ -84,7 +84,8 @@ def split_blocks(regions: Sequence[CaptionedRegion]) -> Iterator[NDArray[np.int6
 
 def weights_digest(model: TAP) -> str:
     """Digest of everything in a model that tokens depend on."""
-    digest = hashlib.sha256(f"{model.config.image_size} {model.config.pixels}".encode())
+    config = model.config
+    digest = hashlib.sha256(f"{config.image_size} {config.pixels} {config.zoom}".encode())
     for name, tensor in model.state_dict().items():
         if not name.startswith("text_decoder."):
             digest.update(name.encode())
