@@ -28,7 +28,7 @@ from tokenize_anything.training.config import PretrainConfig, load_config
 from tokenize_anything.training.relative_paths import resolve_paths
 
 CONFIGS = Path(__file__).parent / "configs"
-STAGE1 = tuple(CONFIGS / f"tap_tiny_stage1{phase}.yaml" for phase in "abcdefghijk")
+STAGE1 = tuple(CONFIGS / f"tap_tiny_stage1{phase}.yaml" for phase in "abcdefghijklmn")
 STAGE2 = CONFIGS / "tap_tiny_stage2.yaml"
 StageConfig = TypeVar("StageConfig", PretrainConfig, CaptionConfig)
 

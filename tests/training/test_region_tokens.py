@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -269,3 +270,16 @@ def test_a_box_outside_its_image_is_named(source: RegionTokens) -> None:
     outside = RegionTokens(source.model, source.records, regions, source.config, seed=0)
     with pytest.raises(ValueError, match=r"image: .*0\.png: PointPrompts: .*does not overlap"):
         outside.select(np.array([0]), np.array([0]))
+
+
+def test_low_precision_gives_nearly_the_same(source: RegionTokens) -> None:
+    low = dataclasses.replace(source.config, precision="bfloat16")
+    rows, views = np.arange(len(source.regions)), np.zeros(len(source.regions), np.int64)
+    exact = source.select(rows, views)
+    tokens = RegionTokens(source.model, source.records, source.regions, low, source.seed).select(
+        rows, views
+    )
+    assert tokens.dtype == torch.float32
+    assert not torch.equal(tokens, exact)
+    errors = (tokens - exact).norm(dim=1) / exact.norm(dim=1)
+    assert errors.max() < 0.1

@@ -28,6 +28,7 @@ class RegionTokenConfig:
     box_probability: how often a step takes the token of the box.
     cached: compute all tokens once and keep them on disk; otherwise each step computes its own,
         which are the same numbers. What is kept takes 4 * C bytes a region and view.
+    precision: of the frozen stage; bfloat16 is faster where there are units for it.
     """
 
     token: Literal["semantic", "mask"] = "semantic"
@@ -35,6 +36,7 @@ class RegionTokenConfig:
     max_points: int = 9
     box_probability: float = 0.5
     cached: bool = True
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         require_counts(self, ("max_points",))

@@ -107,34 +107,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"] = value * group.get("lr_scale", 1.0)
 
 
-def descend(
-    optimizer: torch.optim.Optimizer, loss: torch.Tensor, max_grad_norm: float, where: str
-) -> float:
-    """One update from a scalar loss; the parameters stay as they are when it breaks.
-
-    Args:
-        optimizer: holds the parameters.
-        loss: with its graph.
-        max_grad_norm: longest gradient.
-        where: step and samples, for the error.
-
-    Returns:
-        Length of the gradient before it was shortened.
-
-    Raises:
-        FloatingPointError: loss or gradient is NaN or infinite; the message holds `where`.
-    """
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"loss is {loss.item()} at {where}")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    grad_norm = shorten_gradients(optimizer, max_grad_norm)
-    if not math.isfinite(grad_norm):
-        raise FloatingPointError(f"gradient has length {grad_norm} at {where}")
-    optimizer.step()
-    return grad_norm
-
-
 def shorten_gradients(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
     """Scale all gradients so that they are at most this long. Returns how long they were."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -74,6 +74,13 @@ class RegionTokens:
         self, image_index: int, rows: NDArray[np.int64], views: NDArray[np.int64]
     ) -> Tensor:
         """`select` for regions of one image."""
+        is_low = self.config.precision == "bfloat16"
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=is_low):
+            return self._compute(image_index, rows, views)
+
+    def _compute(
+        self, image_index: int, rows: NDArray[np.int64], views: NDArray[np.int64]
+    ) -> Tensor:
         encoded = self._encode(image_index)
         alone, place = np.unique(rows, return_inverse=True)
         by_box = self._decode_boxes(encoded, alone, image_index)

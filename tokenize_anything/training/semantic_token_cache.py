@@ -96,7 +96,9 @@ def weights_digest(model: TAP) -> str:
 def tokens_key(source: RegionTokens, rows: NDArray[np.int64], weights: str) -> str:
     """Digest of what the tokens of some regions depend on."""
     config = source.config
-    facts = (config.token, config.point_views, config.max_points, source.seed)
+    facts = (
+        config.token, config.point_views, config.max_points, config.precision, source.seed,
+    )  # fmt: skip
     digest = hashlib.sha256(f"{weights} {facts}".encode())
     for row in rows.tolist():
         region = source.regions[row]
