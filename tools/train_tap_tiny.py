@@ -20,6 +20,7 @@ from tokenize_anything.companions import Companions
 from tokenize_anything.concepts import ConceptVocabulary
 from tokenize_anything.semantic_sa1b.text_space import embed_texts_cached
 from tokenize_anything.text_tokenizer import TextTokenizer
+from tokenize_anything.text_towers import MINILM
 from tokenize_anything.training import pretrain
 from tokenize_anything.training.caption_config import CaptionConfig
 from tokenize_anything.training.caption_finetune import CaptionTrainer
@@ -49,7 +50,8 @@ def train(data: Path, out: Path, stage1: Sequence[Path], stage2: Path) -> Path:
         train_caption_tokenizer(config.data.annotation_files, config.text_tokenizer)
     trained = CaptionTrainer(config).run()
     concepts = ConceptVocabulary.load(Path(config.init_from).with_name(pretrain.CONCEPTS_FILE))
-    companions = Companions(concepts, TextTokenizer.from_file(config.text_tokenizer))
+    tokenizer = TextTokenizer.from_file(config.text_tokenizer)
+    companions = Companions(concepts, tokenizer, concept_space=MINILM)
     tensors, metadata = companions.pack()
     model = load_model(trained, device="cpu", dtype="float32")
     packed = out / "tap_tiny.safetensors"

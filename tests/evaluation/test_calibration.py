@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from tokenize_anything.evaluation.calibration import expected_calibration_error, reliability_bins
+from tokenize_anything.evaluation.calibration import (
+    expected_calibration_error,
+    fit_line,
+    fit_temperature,
+    reliability_bins,
+)
 
 
 def test_bins_by_hand():
@@ -61,3 +66,46 @@ def test_bad_input(scores, outcomes, options, message):
 def test_no_prediction_has_no_error():
     with pytest.raises(ValueError, match="at least one prediction, got none"):
         expected_calibration_error(reliability_bins([], []))
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.7])
+def test_temperature_is_found_again(factor):
+    """For classes drawn from softmax(factor * logits), the best factor is that one."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(20_011, 7)) * 2
+    probs = np.exp(factor * logits)
+    probs /= probs.sum(axis=1, keepdims=True)
+    drawn = (rng.random(len(probs))[:, None] > probs.cumsum(axis=1)).sum(axis=1)
+    found = fit_temperature(logits - 5.0, drawn)
+    assert found == pytest.approx(factor, rel=0.04)
+
+    def loss(scale):
+        log_probs = scale * logits - np.log(np.exp(scale * logits).sum(axis=1, keepdims=True))
+        return -log_probs[np.arange(len(drawn)), drawn].mean()
+
+    assert loss(found) <= min(loss(found * 1.01), loss(found / 1.01))
+
+
+def test_line_equals_the_normal_equations():
+    rng = np.random.default_rng(2)
+    x = rng.random(53)
+    y = 0.4 * x + 0.1 + 0.05 * rng.normal(size=53)
+    slope, intercept = fit_line(x, y)
+    expected = np.linalg.lstsq(np.stack([x, np.ones(53)], axis=1), y, rcond=None)[0]
+    assert (slope, intercept) == pytest.approx(tuple(expected))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fit_temperature(np.zeros((0, 3)), []), "log_probs: expected .R,K."),
+        (lambda: fit_temperature(np.zeros((2, 3)), [1]), "log_probs: expected .R,K. with R = 1"),
+        (lambda: fit_temperature([[np.inf, 0]], [1]), "log_probs: expected finite numbers"),
+        (lambda: fit_line([1, 1], [0, 1]), "scores: expected at least two different ones"),
+        (lambda: fit_line([1, 2], [1]), "scores: expected at least two different ones"),
+        (lambda: fit_line([0, 1], [1, 0]), "scores: expected better ones to mean better"),
+    ],
+)
+def test_bad_fits(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -83,3 +83,63 @@ def _bin(edges: np.ndarray, scores: np.ndarray, outcomes: np.ndarray) -> Reliabi
     if not len(scores):
         return ReliabilityBin(low, high, 0, None, None)
     return ReliabilityBin(low, high, len(scores), float(scores.mean()), float(outcomes.mean()))
+
+
+def fit_temperature(log_probs: ArrayLike, true_index: ArrayLike) -> float:
+    """The factor on log-probabilities that makes the true classes likeliest (Guo et al. 2017).
+
+    Args:
+        log_probs: (R,K) of K classes; any constant for each row may be added.
+        true_index: (R,) whole numbers from 0 to K - 1.
+
+    Returns:
+        A factor from 1/20 to 20, to multiply logits with: under 1 for a model that is too sure.
+
+    Raises:
+        ValueError: other shapes, no rows, or values that are not finite.
+    """
+    values = np.asarray(to_numpy("log_probs", log_probs), dtype=np.float64)
+    rows = np.asarray(to_numpy("true_index", true_index)).reshape(-1)
+    if values.ndim != 2 or len(values) != len(rows) or not len(rows):
+        raise ValueError(
+            f"log_probs: expected (R,K) with R = {len(rows)} rows, at least one, got {values.shape}"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("log_probs: expected finite numbers")
+
+    def mean_loss(logarithm: float) -> float:
+        scaled = values * np.exp(logarithm)
+        top = scaled.max(axis=1)
+        totals = np.log(np.exp(scaled - top[:, None]).sum(axis=1)) + top
+        return float((totals - scaled[np.arange(len(rows)), rows]).mean())
+
+    low, high = -np.log(20), np.log(20)  # the loss is convex in the factor: thirds narrow it down
+    for _ in range(60):
+        third = (high - low) / 3
+        if mean_loss(low + third) < mean_loss(high - third):
+            high -= third
+        else:
+            low += third
+    return float(np.exp((low + high) / 2))
+
+
+def fit_line(scores: ArrayLike, outcomes: ArrayLike) -> tuple[float, float]:
+    """Slope and intercept of the least-squares line from scores (R,) to outcomes (R,).
+
+    Raises:
+        ValueError: lengths that differ, fewer than two different scores, or a line that falls, so
+            that better scores would mean worse outcomes.
+    """
+    x, y = (
+        np.asarray(to_numpy(name, values), dtype=np.float64).reshape(-1)
+        for name, values in (("scores", scores), ("outcomes", outcomes))
+    )
+    if len(x) != len(y) or len(np.unique(x)) < 2:
+        raise ValueError(
+            f"scores: expected at least two different ones and as many outcomes, got {len(x)} "
+            f"scores and {len(y)} outcomes"
+        )
+    slope, intercept = np.polyfit(x, y, 1).tolist()
+    if slope <= 0:
+        raise ValueError(f"scores: expected better ones to mean better outcomes, got slope {slope}")
+    return slope, intercept
