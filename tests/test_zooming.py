@@ -10,9 +10,9 @@ import torch
 
 from tests.tiny_predictor import assert_same, make_mixed_prompts, make_photo, tiny_predictor
 from tokenize_anything import EncodedImage, PointPrompts, TAPConfig, TAPPredictor
-from tokenize_anything.geometry import MIN_WINDOW, zoom_window
+from tokenize_anything.geometry import MIN_WINDOW, mask_iou, zoom_window
 from tokenize_anything.image_transform import ImageFrame
-from tokenize_anything.zooming import MAX_VIEW, list_views
+from tokenize_anything.zooming import AGREEMENT_WEIGHT, MAX_VIEW, choose_answer, list_views
 
 HEIGHT, WIDTH = 149, 211
 SMALL, LARGE = [101.0, 53.0, 124.0, 72.0], [5.0, 3.0, 203.0, 131.0]
@@ -81,25 +81,38 @@ def test_a_mask_has_the_view_of_its_clicks_made_wider():
     assert views_of(prompts) == [(0, zoom_window((120, 60), 80, (HEIGHT, WIDTH)))]
 
 
-def test_the_best_scored_view_of_a_click_counts(predictor, photo):
-    point = np.array([101.0, 67.0])
-    views = [(0, 0, WIDTH, HEIGHT)]
-    views += [window for _, window in views_of(PointPrompts.from_points(point[None]))]
-    answers = [
-        predictor.predict_mask_concept_caption(
-            np.ascontiguousarray(photo[y0:y1, x0:x1]), points=[point - [x0, y0]], zoom=0
-        )
-        for x0, y0, x1, y1 in views
-    ]
-    best = max(range(3), key=lambda index: answers[index].iou_scores[0])
-    assert best > 0  # or this would show nothing
-    found = predictor.predict_mask_concept_caption(photo, points=[point])
-    np.testing.assert_allclose(found.iou_scores, answers[best].iou_scores, rtol=1e-4)
-    np.testing.assert_allclose(found.semantic_tokens, answers[best].semantic_tokens, atol=1e-4)
-    x0, y0, x1, y1 = views[best]
-    mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[y0:y1, x0:x1] = answers[best].masks[0]
-    np.testing.assert_array_equal(found.masks[0], mask)
+def test_answers_are_chosen_by_score_and_agreement():
+    masks = np.zeros((3, 4, 5), bool)
+    masks[0, :2], masks[1, :3], masks[2, 3, :2] = True, True, True  # 10, 15 and 2 pixels
+    assert mask_iou(masks[:1], masks[1:]).tolist() == [[pytest.approx(2 / 3), 0]]
+    agreement = AGREEMENT_WEIGHT / 3  # of the first two; the third has none
+    assert choose_answer([0.5, 0.5, 0.5 + agreement - 0.01], masks) == 0
+    assert choose_answer([0.5, 0.51, 0.5 + agreement - 0.01], masks) == 1
+    assert choose_answer([0.5, 0.5, 0.5 + agreement + 0.01], masks) == 2
+
+
+def test_the_chosen_view_of_a_click_counts(predictor, photo):
+    places = []
+    for point in np.array([[101.0, 67.0], [17, 130], [180, 23], [60, 60], [140, 120]]):
+        views = [(0, 0, WIDTH, HEIGHT)]
+        views += [window for _, window in views_of(PointPrompts.from_points(point[None]))]
+        answers = [
+            predictor.predict_mask_concept_caption(
+                np.ascontiguousarray(photo[y0:y1, x0:x1]), points=[point - [x0, y0]], zoom=0
+            )
+            for x0, y0, x1, y1 in views
+        ]
+        masks = np.zeros((3, HEIGHT, WIDTH), bool)
+        for mask, answer, (x0, y0, x1, y1) in zip(masks, answers, views, strict=True):
+            mask[y0:y1, x0:x1] = answer.masks[0]
+        best = choose_answer([answer.iou_scores[0] for answer in answers], masks)
+        found = predictor.predict_mask_concept_caption(photo, points=[point])
+        np.testing.assert_allclose(found.iou_scores, answers[best].iou_scores, rtol=1e-4)
+        expected = answers[best].semantic_tokens
+        np.testing.assert_allclose(found.semantic_tokens, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(found.masks[0], masks[best])
+        places.append(best)
+    assert any(places)  # or this would show nothing
 
 
 def test_a_small_box_equals_the_same_box_in_its_window(predictor, photo):

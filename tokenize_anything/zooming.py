@@ -3,15 +3,15 @@
 A region that is a small part of the photo covers a few cells of the feature grid, too few for its
 outline. A view in which it fills a fixed share has cells enough. A box, a mask or a sketch says how
 large its region is, and gets one such view. A click does not: it gets views of several sizes, and
-the answer with the highest predicted IoU counts. Interactive segmentation knows the step as Zoom-In
-(Sofiiuk et al. 2020, "f-BRS", section 3.3). It costs an encoding for each view, so that it suits
-small encoders.
+the answer counts that has the best predicted IoU and agreement with the others. Interactive
+segmentation knows the step as Zoom-In (Sofiiuk et al. 2020, "f-BRS", section 3.3). It costs an
+encoding for each view, so that it suits small encoders.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokenize_anything.config import PointLabel
-from tokenize_anything.geometry import MIN_WINDOW, zoom_window
+from tokenize_anything.geometry import MIN_WINDOW, mask_iou, zoom_window
 from tokenize_anything.image_transform import ImageFrame, load_image, prepare_images, restore_masks
 from tokenize_anything.modeling import TAP, RegionOutputs
 from tokenize_anything.prompt_arguments import PromptArguments
@@ -37,6 +37,7 @@ VIEWS_AT_ONCE = 8
 MANY_CLICKS = 5  # foreground clicks from which on they show how large a region is
 WIDENING = 0.25  # of their bounding box, whose clicks lie inside of the region
 CLICK_VIEWS = (0.5, 0.25, 0.125)  # sides of the views around fewer clicks, of the photo's long side
+AGREEMENT_WEIGHT = 0.5  # of the mean IoU with the other answers, beside the predicted IoU
 MAX_VIEW = 0.85  # a view this much of the photo's long side, or more, would show little that is new
 
 
@@ -94,12 +95,40 @@ def decode_closely(
     if not zoom or encoded.rgb is None:
         return first
     is_known = shows_extent(prompts)
+    undecided: dict[int, list[tuple[DecodedViews, int]]] = {}
     for part in decode_views(model, encoded.rgb, prompts, list_views(prompts, encoded, zoom)):
-        scores = part.outputs.select(part.outputs.iou_scores)
         for index, view in enumerate(part.views):
-            if is_known[view.row] or scores[index] > first.iou_scores[view.row]:
+            if is_known[view.row]:
                 _replace(first, part, index)
+            else:
+                undecided.setdefault(view.row, []).append((part, index))
+    for row, answers in undecided.items():
+        scores = [float(first.iou_scores[row])]
+        masks = np.zeros((1 + len(answers), *first.masks.shape[1:]), bool)
+        masks[0] = first.masks[row]
+        for place, (part, index) in enumerate(answers, start=1):
+            scores.append(float(part.outputs.select(part.outputs.iou_scores)[index]))
+            part.paste_mask(index, masks[place])
+        best = choose_answer(scores, masks)
+        if best:
+            _replace(first, *answers[best - 1])
     return first
+
+
+def choose_answer(scores: Sequence[float], masks: NDArray[np.bool_]) -> int:
+    """Which answer to the same clicks counts: one that scores high, and that others resemble.
+
+    Args:
+        scores: n predicted IoUs.
+        masks: (n,H,W) of views of several sizes, n at least 2.
+
+    Returns:
+        Its place; the first of equals.
+    """
+    overlaps = mask_iou(masks, masks)
+    np.fill_diagonal(overlaps, 0)
+    agreement = overlaps.sum(axis=1) / (len(masks) - 1)
+    return int((np.asarray(scores) + AGREEMENT_WEIGHT * agreement).argmax())
 
 
 def shows_extent(prompts: PointPrompts) -> NDArray[np.bool_]:
@@ -153,14 +182,18 @@ class DecodedViews:
     frames: list[ImageFrame]
     outputs: RegionOutputs
 
+    def paste_mask(self, index: int, target: NDArray[np.bool_]) -> None:
+        """Write the mask of one view into `target` (H,W), all False before."""
+        x0, y0, x1, y1 = self.views[index].window_xyxy
+        logits = self.outputs.mask_logits[index : index + 1]
+        target[y0:y1, x0:x1] = restore_masks(logits, self.frames[index])[0]
+
 
 def _replace(decoded: DecodedImage, part: DecodedViews, index: int) -> None:
     """Put what a view says in the place of what is known of its region."""
-    row, (x0, y0, x1, y1) = part.views[index].row, part.views[index].window_xyxy
-    outputs = part.outputs
-    logits = outputs.mask_logits[index : index + 1]
+    row, outputs = part.views[index].row, part.outputs
     decoded.masks[row] = False
-    decoded.masks[row, y0:y1, x0:x1] = restore_masks(logits, part.frames[index])[0]
+    part.paste_mask(index, decoded.masks[row])
     for name in ("iou_scores", "semantic_tokens", "semantic_embeddings", "mask_tokens"):
         getattr(decoded, name)[row] = outputs.select(getattr(outputs, name))[index]
     decoded.mask_index[row] = outputs.mask_index[index]
