@@ -46,6 +46,13 @@ $(VENV)/ready-python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
+# With lvis, a reference of AP; without it the tests against it are skipped. What it requires is
+# left out, for that holds a second OpenCV.
+$(VENV)/ready-dev: $(VENV)/ready-python $(INPUTS)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	-$(BIN)/python -m pip install --quiet --no-deps lvis
+	@touch $@
+
 $(VENV)/ready-%: $(VENV)/ready-python $(INPUTS)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@

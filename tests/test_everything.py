@@ -160,7 +160,7 @@ def test_the_vectors_are_those_of_the_click(
         predictor.encode_images(photo), PointPrompts.from_points(points)
     )
     rows = np.arange(len(numbers))
-    for name in ("semantic_tokens", "semantic_embeddings"):
+    for name in ("semantic_tokens", "semantic_embeddings", "mask_tokens"):
         expected = getattr(outputs, name)[rows, slots].numpy()
         np.testing.assert_allclose(getattr(regions, name), expected, atol=1e-3, err_msg=name)
 

@@ -89,6 +89,7 @@ def test_shapes_and_kinds(regions: RegionPredictions) -> None:
         ("caption_scores", (7,)),
         ("semantic_tokens", (7, CONFIG.decoder_dim)),
         ("semantic_embeddings", (7, CONFIG.semantic_dim)),
+        ("mask_tokens", (7, CONFIG.decoder_dim)),
     ):
         values = getattr(regions, name)
         assert (values.shape, values.dtype) == (shape, np.float32), name

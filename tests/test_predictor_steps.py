@@ -107,6 +107,7 @@ def test_the_four_steps_give_what_the_main_call_gives(
         caption_scores=caption_scores,
         semantic_tokens=tokens.numpy(),
         semantic_embeddings=embeddings.numpy(),
+        mask_tokens=outputs.select(outputs.mask_tokens).numpy(),
         mask_index=outputs.mask_index.numpy(),
     )
     assert_same(composed, regions)

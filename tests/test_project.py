@@ -51,19 +51,20 @@ LAYERS = {
     "model": ["modeling"],
     "runtime": [
         "build", "checkpoints", "coco_files", "companions",
-        "concepts", "drawing", "everything", "everything_config", "hub", "image_loading",
-        "image_transform", "mask_filtering", "open_clip_files", "open_clip_towers", "predictor",
-        "predictor_arguments", "prompt_arguments",
+        "concepts", "contact_sheets", "drawing", "everything", "everything_config", "hub",
+        "image_loading", "image_transform", "mask_filtering", "open_clip_files", "open_clip_towers",
+        "predictor", "predictor_arguments", "prompt_arguments",
         "published_format", "published_pickle", "region_decoding", "text_generation",
-        "text_tokenizer", "text_towers", "torchvision_operators",
+        "text_tokenizer", "text_towers", "torchvision_operators", "zooming",
     ],
     "data": ["data"],
     "workflows": ["downstream", "evaluation", "semantic_sa1b", "training"],
     "doors": [
-        "cli", "cli_convert", "cli_evaluate", "cli_evaluate_captions", "cli_evaluate_options",
-        "cli_evaluate_regions", "cli_evaluate_video", "cli_everything", "cli_everything_files",
-        "cli_files", "cli_model", "cli_photos", "cli_predict", "cli_prompts", "cli_semantic",
-        "cli_semantic_concepts", "cli_table", "cli_train", "serving",
+        "cli", "cli_cluster", "cli_convert", "cli_evaluate", "cli_evaluate_captions",
+        "cli_evaluate_options", "cli_evaluate_regions", "cli_evaluate_video", "cli_everything",
+        "cli_everything_files", "cli_files", "cli_model", "cli_photos", "cli_predict",
+        "cli_prompts", "cli_search", "cli_semantic", "cli_semantic_concepts", "cli_table",
+        "cli_tokens", "cli_train", "serving",
     ],
 }  # fmt: skip
 LAYER_ORDER = list(LAYERS)

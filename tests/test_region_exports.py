@@ -23,7 +23,7 @@ from tokenize_anything.regions import RegionPredictions
 
 IDS = {"cat": 17, "ant": 90, "dog": 1}
 NAMES = {number: name for name, number in IDS.items()}
-LOST = ("semantic_tokens", "semantic_embeddings", "mask_index", "caption_scores")
+LOST = ("semantic_tokens", "semantic_embeddings", "mask_tokens", "mask_index", "caption_scores")
 
 
 def assert_same_but_lost(found: RegionPredictions, wanted: RegionPredictions) -> None:

@@ -35,6 +35,7 @@ def full_values(seed: int = 0) -> dict[str, Any]:
         "caption_scores": -random.random(COUNT, dtype=np.float32),
         "semantic_tokens": random.standard_normal((COUNT, TOKEN_DIM), dtype=np.float32) * 1e-7,
         "semantic_embeddings": random.standard_normal((COUNT, EMBEDDING_DIM), dtype=np.float32),
+        "mask_tokens": random.standard_normal((COUNT, TOKEN_DIM), dtype=np.float32),
         "mask_index": np.array([0, 3, 1]),
     }
 
@@ -319,7 +320,18 @@ def test_json_without_vectors() -> None:
     text = regions.to_json(include_vectors=False)
     assert (json.loads(text)["token_dim"], json.loads(text)["embedding_dim"]) == (0, 0)
     short = RegionPredictions.from_json(text)
-    assert_same(short, make(semantic_tokens=None, semantic_embeddings=None))
+    assert_same(short, make(semantic_tokens=None, semantic_embeddings=None, mask_tokens=None))
+
+
+@pytest.mark.parametrize("regions", [make(), make()[:0]])
+def test_json_of_before_mask_tokens_is_read(regions: RegionPredictions) -> None:
+    content = json.loads(regions.to_json())
+    del content["mask_token_dim"]
+    for region in content["regions"]:
+        del region["mask_token"]
+    older = RegionPredictions.from_json(json.dumps(content))
+    assert older.mask_tokens.shape == (len(regions), 0)
+    np.testing.assert_array_equal(older.semantic_tokens, regions.semantic_tokens)
 
 
 def changed_json(**changes: Any) -> str:

@@ -23,7 +23,7 @@ from tokenize_anything.image_transform import prepare_images
 
 NAMES = ("cup", "spoon", "table", "café au lait", "saucer", "日本", "tray")
 FIELDS = ("iou_scores", "concept_scores", "caption_scores", "semantic_tokens",
-          "semantic_embeddings", "boxes_xyxy")  # fmt: skip
+          "semantic_embeddings", "mask_tokens", "boxes_xyxy")  # fmt: skip
 
 
 def tiny_vocabulary(
@@ -127,6 +127,7 @@ def answer_plainly(
         caption_scores=np.array([caption_score]),
         semantic_tokens=outputs.semantic_tokens[:, slot].numpy(),
         semantic_embeddings=outputs.semantic_embeddings[:, slot].numpy(),
+        mask_tokens=outputs.mask_tokens[:, slot].numpy(),
         mask_index=np.array([slot]),
     )
 

@@ -16,7 +16,9 @@ from tokenize_anything.cli_convert import add_convert_command
 from tokenize_anything.cli_evaluate import add_evaluate_command
 from tokenize_anything.cli_everything import add_everything_command
 from tokenize_anything.cli_predict import add_predict_command
+from tokenize_anything.cli_search import add_search_command
 from tokenize_anything.cli_semantic import add_semantic_command
+from tokenize_anything.cli_tokens import add_tokens_command
 from tokenize_anything.cli_train import add_train_command
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
@@ -80,6 +82,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_evaluate_command(commands)
     add_train_command(commands)
     add_semantic_command(commands)
+    add_tokens_command(commands)
+    add_search_command(commands)
     return parser
 
 

@@ -73,7 +73,7 @@ def add_everything_command(commands: Any) -> None:
         nargs="+",
         help="pictures, folders of them, patterns in quotes, or .txt files with one per line",
     )
-    _add_search_options(parser)
+    add_search_options(parser)
     add_model_options(parser)
     _add_answer_options(parser)
     add_file_options(parser)
@@ -83,7 +83,7 @@ def add_everything_command(commands: Any) -> None:
 def run_everything(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked without the model, run it, and write the results."""
     photos = find_photos(arguments.photos, option="PHOTO")
-    config = _read_config(arguments)
+    config = read_search_config(arguments)
     _check_options(arguments, photos)
     concepts = read_concepts(arguments.concepts)
     predictor = load_predictor(arguments, concepts)
@@ -93,7 +93,7 @@ def run_everything(arguments: argparse.Namespace) -> None:
         _answer_all(arguments, photos, predictor, config)
 
 
-def _add_search_options(parser: argparse.ArgumentParser) -> None:
+def add_search_options(parser: argparse.ArgumentParser) -> None:
     """One option per field of EverythingConfig, which has the default."""
     group = parser.add_argument_group("search")
     for field in dataclasses.fields(EverythingConfig):
@@ -127,7 +127,8 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _read_config(arguments: argparse.Namespace) -> EverythingConfig:
+def read_search_config(arguments: argparse.Namespace) -> EverythingConfig:
+    """What the options of `add_search_options` say."""
     names = [field.name for field in dataclasses.fields(EverythingConfig)]
     return EverythingConfig(
         **{name: getattr(arguments, name) for name in names if hasattr(arguments, name)}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tokenize_anything.cli_cluster import add_cluster_options, connect_to_cluster
 from tokenize_anything.cli_semantic_concepts import add_concepts_command
 from tokenize_anything.cli_table import printable
 from tokenize_anything.data.region_store_check import verify_store
-from tokenize_anything.data.sa1b import AnnotatedPhotos, open_photos
+from tokenize_anything.data.sa1b import open_photos
 from tokenize_anything.open_clip_towers import DEFAULT_CLIP
 from tokenize_anything.semantic_sa1b.clip_teacher import ClipTeacher
 from tokenize_anything.semantic_sa1b.pipeline import (
@@ -20,12 +20,7 @@ from tokenize_anything.semantic_sa1b.pipeline import (
     beside_store,
     build_store,
 )
-from tokenize_anything.semantic_sa1b.ray_pipeline import (
-    ClusterSettings,
-    build_store_on_ray,
-    import_ray,
-)
-from tokenize_anything.semantic_sa1b.region_crops import RegionEmbedder
+from tokenize_anything.semantic_sa1b.ray_pipeline import build_store_on_ray
 
 _EXAMPLE = """examples:
   tap semantic build sa1b/ --out sa1b.lance
@@ -86,17 +81,7 @@ def _add_build_command(subparsers: Any) -> None:
     parser.add_argument(
         "--threads", default=4, help="that read and crop photos (default 4)", **whole
     )
-    cluster = parser.add_argument_group("on a Ray cluster")
-    cluster.add_argument(
-        "--ray", metavar="ADDRESS", help="local, auto, or the address of a cluster's head"
-    )
-    cluster.add_argument("--workers", default=2, help="how many (default 2)", **whole)
-    cluster.add_argument(
-        "--cpus", metavar="X", type=float, default=1, help="for each worker (default 1)"
-    )
-    cluster.add_argument(
-        "--gpus", metavar="X", type=float, default=0, help="for each worker (default 0)"
-    )
+    add_cluster_options(parser)
     parser.set_defaults(run=run_build)
 
 
@@ -130,30 +115,13 @@ def run_build(arguments: argparse.Namespace) -> None:
     if arguments.ray is None:
         report = build_store(photos, make_embedder(), arguments.out, settings)
     else:
-        report = _build_on_ray(arguments, photos, make_embedder, settings)
+        with connect_to_cluster(arguments) as cluster:
+            report = build_store_on_ray(photos, make_embedder, arguments.out, settings, cluster)
     print(
         f"{printable(str(arguments.out))}: {report.num_regions} regions of {report.num_images} "
         f"images, vectors of {printable(report.identity)}"
     )
     _print_skipped(report, arguments.out)
-
-
-def _build_on_ray(
-    arguments: argparse.Namespace,
-    photos: AnnotatedPhotos,
-    make_embedder: Callable[[], RegionEmbedder],
-    settings: BuildSettings,
-) -> BuildReport:
-    cluster = ClusterSettings(workers=arguments.workers, cpus=arguments.cpus, gpus=arguments.gpus)
-    ray = import_ray()
-    if arguments.ray == "local":
-        ray.init(include_dashboard=False)
-    else:
-        ray.init(address=arguments.ray)
-    try:
-        return build_store_on_ray(photos, make_embedder, arguments.out, settings, cluster)
-    finally:
-        ray.shutdown()
 
 
 def _print_skipped(report: BuildReport, store: Path) -> None:

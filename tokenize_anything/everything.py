@@ -60,13 +60,14 @@ class Candidates:
     mask_logits: (K,4h,4w), covering the padded square.
     iou_scores: (K,) float32, predicted.
     numbers: (K,) int64, click number times 4 plus slot; the lower one goes first among equals.
-    semantic_tokens: (K,C).
+    semantic_tokens, mask_tokens: (K,C).
     """
 
     mask_logits: Tensor
     iou_scores: Tensor
     numbers: Tensor
     semantic_tokens: Tensor
+    mask_tokens: Tensor
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -226,6 +227,7 @@ class _ViewSearch:
             iou_scores=prompts.iou_scores[rows, slots],
             numbers=(rows + first) * NUM_MASK_SLOTS + slots,
             semantic_tokens=prompts.semantic_tokens[rows, slots],
+            mask_tokens=prompts.mask_tokens[rows, slots],
         )
 
     def _no_candidates(self) -> Candidates:
@@ -236,6 +238,7 @@ class _ViewSearch:
             iou_scores=empty.float(),
             numbers=empty.long(),
             semantic_tokens=empty.new_zeros(0, config.decoder_dim),
+            mask_tokens=empty.new_zeros(0, config.decoder_dim),
         )
 
     def _crop_padding(self, mask_logits: Tensor) -> Tensor:
@@ -353,5 +356,6 @@ def _finish(
         semantic_tokens=tokens,
         semantic_embeddings=embed_tokens(model, tokens),
         mask_index=torch.cat([each.numbers for each in kept])[index] % NUM_MASK_SLOTS,
+        mask_tokens=torch.cat([each.mask_tokens for each in kept])[index],
     )
     return FoundRegions(decoded, parents)

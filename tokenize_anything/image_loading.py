@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -86,16 +87,35 @@ def load_image(image: ImageSource, *, name: str = "image") -> np.ndarray:
     )
 
 
+def load_encoded(content: bytes, *, name: str = "image") -> np.ndarray:
+    """Read the content of an image file as RGB pixels, as `load_image` reads the file.
+
+    Args:
+        content: all bytes of the file.
+        name: what error messages call the image.
+
+    Returns:
+        (H,W,3) uint8, RGB, C-contiguous.
+
+    Raises:
+        ValueError: no image, truncated, or with too many pixels; see `load_image`.
+    """
+    return _load_stream(io.BytesIO(content), name, name)
+
+
 def _load_file(path: str, name: str) -> np.ndarray:
     _check_path(path, name)
-    label = f"{name}: file {path!r}"
     with open(path, "rb") as stream:
-        with _damage_reported(label):
-            image = Image.open(stream)
-        _check_header(image, label)
-        with _damage_reported(label):
-            image.load()
-            pixels = _to_array(_upright(image))
+        return _load_stream(stream, name, f"{name}: file {path!r}")
+
+
+def _load_stream(stream: BinaryIO, name: str, label: str) -> np.ndarray:
+    with _damage_reported(label):
+        image = Image.open(stream)
+    _check_header(image, label)
+    with _damage_reported(label):
+        image.load()
+        pixels = _to_array(_upright(image))
     return _load_array(pixels, name)
 
 

@@ -267,4 +267,6 @@ def _cells_in_use(num_cells: int, scaled: int, padded: int) -> tuple[int, int]:
 
 
 def _interpolate(logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    if logits.shape[-2:] == size_hw:  # the same values, without the work
+        return logits
     return F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False)

@@ -38,17 +38,20 @@ _JSON_KEYS = {
     "caption_scores": "caption_score",
     "semantic_tokens": "semantic_token",
     "semantic_embeddings": "semantic_embedding",
+    "mask_tokens": "mask_token",
     "mask_index": "mask_index",
     "parent_index": "parent_index",
 }
-_JSON_DEFAULTS = {"parent_index": -1}  # of keys that older files lack
+# Of keys that older files lack.
+_JSON_DEFAULTS: dict[str, Any] = {"parent_index": -1, "mask_token": [], "mask_token_dim": 0}
 _NO_ID = object()  # equal to no id of any annotation
-_VECTOR_FIELDS = ("semantic_tokens", "semantic_embeddings")
+_VECTOR_FIELDS = ("semantic_tokens", "semantic_embeddings", "mask_tokens")
 # Fields with a free number of columns, which a record without regions keeps too.
 _JSON_COLUMNS = {
     "concept_scores": "num_concepts",
     "semantic_tokens": "token_dim",
     "semantic_embeddings": "embedding_dim",
+    "mask_tokens": "mask_token_dim",
 }
 
 
@@ -255,7 +258,7 @@ def _fields_from_content(content: Mapping[str, Any]) -> dict[str, Any]:
             f"the JSON is damaged"
         )
     if not content["regions"]:
-        columns = {name: content[key] for name, key in _JSON_COLUMNS.items()}
+        columns = {name: {**_JSON_DEFAULTS, **content}[key] for name, key in _JSON_COLUMNS.items()}
         fields |= {name: np.zeros((0, size)) for name, size in columns.items()}
         fields |= {"masks": np.zeros((0, *size_hw), bool), "boxes_xyxy": np.zeros((0, 4))}
     return fields

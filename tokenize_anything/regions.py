@@ -27,6 +27,7 @@ _ARRAY_FIELDS: Mapping[str, tuple[tuple[int | None, ...], type[np.generic]]] = {
     "caption_scores": ((), np.float32),
     "semantic_tokens": ((None,), np.float32),
     "semantic_embeddings": ((None,), np.float32),
+    "mask_tokens": ((None,), np.float32),
     "mask_index": ((), np.int64),
     "parent_index": ((), np.int64),
 }
@@ -53,6 +54,7 @@ class RegionPredictions:
         caption_scores: (R,) float32.
         semantic_tokens: (R,C) float32, what the text decoder reads.
         semantic_embeddings: (R,D) float32, in the space of the concept vocabulary.
+        mask_tokens: (R,C) float32, what the masks were made from.
         mask_index: (R,) int64 in 0..3, which of the mask slots was selected.
         parent_index: (R,) int64, the row of the region this one is part of, or -1. Selecting rows
             keeps the tree: the parent becomes the nearest ancestor that was selected too.
@@ -75,6 +77,7 @@ class RegionPredictions:
     caption_scores: NDArray[np.float32] = _ABSENT
     semantic_tokens: NDArray[np.float32] = _ABSENT
     semantic_embeddings: NDArray[np.float32] = _ABSENT
+    mask_tokens: NDArray[np.float32] = _ABSENT
     mask_index: NDArray[np.int64] = _ABSENT
     parent_index: NDArray[np.int64] = _ABSENT
 
@@ -111,6 +114,7 @@ class RegionPredictions:
             concept_scores=np.zeros((0, num_concepts), np.float32),
             semantic_tokens=np.zeros((0, token_dim), np.float32),
             semantic_embeddings=np.zeros((0, embedding_dim), np.float32),
+            mask_tokens=np.zeros((0, token_dim), np.float32),
         )
 
     @classmethod

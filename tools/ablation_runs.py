@@ -23,14 +23,15 @@ COLUMNS = ("concept_loss", "token", "seed", "steps", "caption_steps", "box_mean_
            "concept_top1", "caption_cider", "caption_loss")  # fmt: skip
 
 
-def write_subset(source: Path, target: Path, count: int) -> None:
-    """Annotations of about `count` photos, spread evenly."""
+def write_subsets(source: Path, out: Path, counts: dict[str, int]) -> None:
+    """For each name in `counts`, annotations of about so many photos, spread evenly."""
     content = json.loads(source.read_text(encoding="utf-8"))
-    images = content["images"][:: max(1, len(content["images"]) // count)]
-    kept = {image["id"] for image in images}
-    annotations = [row for row in content["annotations"] if row["image_id"] in kept]
-    with replace_on_success(target) as temporary:
-        temporary.write_text(json.dumps(content | {"images": images, "annotations": annotations}))
+    for name, count in counts.items():
+        images = content["images"][:: max(1, len(content["images"]) // count)]
+        kept = {image["id"] for image in images}
+        rows = [row for row in content["annotations"] if row["image_id"] in kept]
+        with replace_on_success(out / name) as temporary:
+            temporary.write_text(json.dumps(content | {"images": images, "annotations": rows}))
 
 
 def learn_regions(config: PretrainConfig, out: Path, data: Path) -> tuple[float, float]:

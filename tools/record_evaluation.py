@@ -1,7 +1,7 @@
-"""Run a protocol of `tap evaluate` with models and baselines; append metrics and times to a CSV.
+"""Run one `tap evaluate`; put its metrics and times into a CSV, for those of the same command.
 
 python tools/record_evaluation.py tools/eval_results/segmentation.csv segmentation \
-    tap_tiny baseline:ellipse baseline:grabcut -- --data DIR/val.json --images DIR/images
+    --model baseline:grabcut --data DIR/val.json --images DIR/images
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import datetime
 import hashlib
 import json
 import shlex
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,50 +27,52 @@ STAGES = ("busy", "model", "load", "rows", "metric")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("csv", type=Path)
-    parser.add_argument("protocol")
-    parser.add_argument("models", nargs="+", help="then -- and the options of the protocol")
-    words = sys.argv[1:]
-    cut = words.index("--") if "--" in words else len(words)
-    arguments, options = parser.parse_args(words[:cut]), words[cut + 1 :]
-    for model in arguments.models:
-        with tempfile.TemporaryDirectory() as out:
-            command = ["evaluate", arguments.protocol, "--model", model, *options]
-            code = tap([*command, "--out", out])
-            if code:
-                return code
-            metrics = json.loads((Path(out) / "metrics.json").read_text())
-            times = json.loads((Path(out) / "times.json").read_text())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("path", metavar="CSV", type=Path)
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="what follows `tap evaluate`")
+    return record(**vars(parser.parse_args()))
+
+
+def record(path: Path, words: Sequence[str], runs: Path = Path("out/evaluation")) -> int:
+    """Run `tap evaluate` with these words; a stopped run goes on where `runs` keeps it."""
+    facts = describe(words)
+    out = runs / f"{words[0]}-{hashlib.sha256(repr(facts[2:]).encode()).hexdigest()[:12]}"
+    code = tap(["evaluate", *words, "--out", str(out)])
+    if code:
+        return code
+    metrics = json.loads((out / "metrics.json").read_text())
+    times = json.loads((out / "times.json").read_text())
+    if facts[3] and times["model"]:  # nobody waits for a baseline
         metrics |= {f"seconds {stage}": times[stage] for stage in STAGES}
-        append_rows(arguments.csv, describe(model, command, options), metrics)
+        metrics["percent the runner adds"] = 100 * (times["busy"] / times["model"] - 1)
+    kept = [row for row in read_rows(path) if (row[2], row[5]) != (facts[2], facts[5])]
+    new = [(*facts, metric, f"{value:.4f}") for metric, value in metrics.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([COLUMNS, *kept, *new])
+    shutil.rmtree(out)  # so that the next run is measured from its start
     return 0
 
 
-def describe(model: str, command: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:
+def describe(words: Sequence[str]) -> tuple[str, ...]:
     """The columns before metric and value; files and folders by their last names."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    is_baseline = model.startswith(BASELINE)
-    weights = b"" if is_baseline else locate_checkpoint(model).read_bytes()
-    digest = "" if is_baseline else hashlib.sha256(weights).hexdigest()[:16]
-    plain = [Path(word).name if Path(word).exists() else word for word in command]
-    data = Path(options[options.index("--data") + 1]).name
+    model, data = (words[words.index(option) + 1] for option in ("--model", "--data"))
+    weights = b"" if model.startswith(BASELINE) else locate_checkpoint(model).read_bytes()
+    digest = hashlib.sha256(weights).hexdigest()[:16] if weights else ""
+    command = "tap evaluate " + shlex.join(Path(word).name or word for word in words)
     date = datetime.date.today().isoformat()
-    return date, commit, Path(model).name, digest, data, "tap " + shlex.join(plain)
+    return date, commit, Path(model).name, digest, Path(data).name, command
 
 
-def append_rows(path: Path, shared: Sequence[str], metrics: dict[str, float]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        if is_new:
-            writer.writerow(COLUMNS)
-        writer.writerows((*shared, metric, f"{value:.4f}") for metric, value in metrics.items())
+def read_rows(path: Path) -> list[list[str]]:
+    """Rows of a CSV without its head."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.reader(stream))[1:]
 
 
 if __name__ == "__main__":

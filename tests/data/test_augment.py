@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -130,6 +131,54 @@ def test_a_mask_that_grows_keeps_the_border_of_the_image() -> None:
     inside = crop_mask(np.ones((2, 3), bool), crop, 26, 26)
     assert box_of(inside) == [4, 10, 22, 22]
     assert inside.sum() == 18 * 12
+
+
+def uncut_mask(mask: np.ndarray, crop: Crop, image_size: int, size: int) -> np.ndarray:
+    """`crop_mask` by point sampling: what the photo's pixel under each cell's centre is."""
+    x0, y0, x1, y1 = crop.source_xyxy
+    window = mask[y0:y1, x0:x1]
+    window = window[:, ::-1] if crop.is_mirrored else window
+    centres = (np.arange(size) + 0.5) * (image_size / size)
+    rows, columns = (
+        np.floor((centres - start) * (side / length)).astype(int)
+        for start, length, side in zip(
+            crop.offset_xy[::-1], crop.target_wh[::-1], window.shape, strict=True
+        )
+    )
+    inside = (rows >= 0) & (rows < window.shape[0])
+    found = inside[:, None] & ((columns >= 0) & (columns < window.shape[1]))
+    return (
+        found & window[rows.clip(0, window.shape[0] - 1)][:, columns.clip(0, window.shape[1] - 1)]
+    )
+
+
+@pytest.mark.parametrize("is_mirrored", [False, True])
+@pytest.mark.parametrize("target_wh", [(41, 29), (97, 71), (160, 117)])  # smaller, as large, larger
+def test_a_small_region_lands_where_the_whole_photo_would(
+    is_mirrored: bool, target_wh: tuple[int, int]
+) -> None:
+    """Wherever it lies, at the borders of the window too; only what is near an edge may differ."""
+    crop = Crop((13, 7, 230, 166), (5, 3), target_wh, is_mirrored)
+    for x, y in [(110, 90), (13, 7), (205, 150), (100, 2), (222, 80)]:
+        mask = np.zeros((173, 241), bool)
+        mask[y : y + 31, x : x + 23] = True
+        found, expected = crop_mask(mask, crop, 173, 173), uncut_mask(mask, crop, 173, 173)
+        assert expected.any() == found.any()
+        wide = cv2.dilate(expected.astype(np.uint8), np.ones((3, 3))).astype(bool)
+        core = cv2.erode(
+            expected.astype(np.uint8),
+            np.ones((3, 3)),
+            borderType=cv2.BORDER_CONSTANT,
+            borderValue=1,
+        ).astype(bool)
+        assert not (found & ~wide).any()
+        assert not (core & ~found).any()
+
+
+def test_a_mask_without_pixels_in_the_window_is_empty() -> None:
+    mask = np.zeros((20, 35), bool)
+    mask[3, 4] = True
+    assert not crop_mask(mask, Crop((10, 5, 30, 20), (0, 0), (20, 15)), 24, 24).any()
 
 
 def test_half_a_mask_cell_belongs_to_the_side_of_its_centre() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
@@ -12,6 +13,7 @@ from tokenize_anything.data.procedural_shapes import (
     MAX_HIDDEN,
     ShapeConfig,
     blend,
+    draw_ellipses,
     draw_outline,
     draw_texture,
     paint_shapes,
@@ -160,3 +162,53 @@ def test_without_shapes_nothing_changes() -> None:
 def test_impossible_settings_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ShapeConfig(**values)
+
+
+# --- ellipses ------------------------------------------------------------------------------------
+
+
+def plain_ellipse(box: list[float], size: int) -> np.ndarray:
+    """Pixel by pixel: is the centre nearer to the middle than the radius in its direction?"""
+    x0, y0, x1, y1 = box
+    mask = np.zeros((size, size), dtype=bool)
+    for row in range(size):
+        for column in range(size):
+            dx, dy = column + 0.5 - (x0 + x1) / 2, row + 0.5 - (y0 + y1) / 2
+            angle = math.atan2(dy * (x1 - x0), dx * (y1 - y0))
+            radius = math.hypot((x1 - x0) / 2 * math.cos(angle), (y1 - y0) / 2 * math.sin(angle))
+            mask[row, column] = math.hypot(dx, dy) <= radius
+    return mask
+
+
+BOXES = [
+    [3.0, 5.0, 20.0, 12.0],  # wide
+    [8.1, 1.3, 11.9, 22.7],  # high, between the pixels
+    [-6.0, 10.2, 9.4, 31.0],  # partly outside
+    [7.2, 7.2, 7.9, 7.9],  # within a pixel, around its centre
+    [7.6, 7.6, 8.4, 8.4],  # between the centres of four
+    [0.0, 0.0, 23.0, 23.0],  # all of it
+]
+
+
+def test_ellipses_equal_plain_loops() -> None:
+    boxes = np.array(BOXES, dtype=np.float32)
+    before = boxes.copy()
+    masks = draw_ellipses(boxes, 23)
+    assert masks.shape == (len(BOXES), 23, 23) and masks.dtype == bool
+    for mask, box in zip(masks, BOXES, strict=True):
+        np.testing.assert_array_equal(mask, plain_ellipse(box, 23))
+    assert np.array_equal(boxes, before)
+    for mask, box in zip(masks, before, strict=True):  # alone as beside others
+        np.testing.assert_array_equal(draw_ellipses(box[None], 23)[0], mask)
+
+
+def test_an_ellipse_touches_its_box_and_fills_pi_quarters_of_it() -> None:
+    (mask,) = draw_ellipses(np.array([[12.0, 30.0, 152.0, 190.0]]), 211)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == (12, 30, 152, 190)
+    assert mask.sum() / (140 * 160) == pytest.approx(math.pi / 4, rel=2e-3)
+
+
+def test_a_box_without_area_has_no_ellipse() -> None:
+    assert not draw_ellipses(np.array([[5.0, 5.0, 5.0, 9.0], [4.0, 4.0, 4.0, 4.0]]), 11).any()
+    assert draw_ellipses(np.zeros((0, 4)), 11).shape == (0, 11, 11)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from tokenize_anything.config import PixelConfig
 from tokenize_anything.data.augment import AugmentConfig, Crop
 from tokenize_anything.data.coco_lvis import read_regions
 from tokenize_anything.data.epoch_sampler import EpochSampler
-from tokenize_anything.data.procedural_shapes import ShapeConfig
+from tokenize_anything.data.procedural_shapes import ShapeConfig, draw_ellipses
 from tokenize_anything.data.region_dataset import (
     MAX_BAD_IMAGES,
     RegionDataset,
@@ -223,6 +224,38 @@ def test_shapes_take_the_last_rows_and_cut_the_masks_of_the_others(folder: Path)
         inside = covered.repeat(STRIDE, axis=0).repeat(STRIDE, axis=1)
         assert changed[inside].mean() > 0.9
     assert num_cut > 0
+
+
+def test_ellipses_take_the_place_of_masks_only_when_asked_for(folder: Path) -> None:
+    """Also for regions that have a box alone; boxes, photos and texts stay."""
+    plain = make_dataset(folder)
+    assert not plain.sampling.ellipse_masks
+    records = [
+        dataclasses.replace(
+            record,
+            regions=tuple(
+                dataclasses.replace(region, rle=None) if position % 2 else region
+                for position, region in enumerate(record.regions)
+            ),
+        )
+        for record in plain.records
+    ]
+    plain = dataclasses.replace(plain, records=records)
+    asked = dataclasses.replace(plain.sampling, ellipse_masks=True)
+    ellipses = dataclasses.replace(plain, sampling=asked)
+    num_boxes_alone = 0
+    for epoch, index in itertools.product(range(3), range(len(plain))):
+        left, right = plain[epoch, index], ellipses[epoch, index]
+        for field in dataclasses.fields(RegionSample):
+            if field.name not in ("masks", "has_mask"):
+                np.testing.assert_array_equal(getattr(left, field.name), getattr(right, field.name))
+        assert right.has_mask.all()
+        num_boxes_alone += np.count_nonzero(~left.has_mask)
+        for mask, box in zip(right.masks, right.boxes_xyxy / STRIDE, strict=True):
+            expected = draw_ellipses(box[None], SIZE // STRIDE)[0]
+            np.testing.assert_array_equal(mask, expected)
+            assert mask.sum() == pytest.approx(math.pi / 4 * np.prod(box[2:] - box[:2]), rel=0.2)
+    assert num_boxes_alone > 10
 
 
 def test_shapes_leave_room_for_regions() -> None:

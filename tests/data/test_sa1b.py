@@ -121,6 +121,16 @@ def test_coco_regions_keep_their_ids_and_masks(tmp_path: Path) -> None:
     assert (first.skipped, second.skipped, photos.problems) == ((), (), ())
 
 
+def test_a_region_needs_no_category(tmp_path: Path) -> None:
+    """Its embedding does not depend on one; training takes such regions too."""
+    without = region(5, 1)
+    del without["category_id"]
+    annotations = [without, region(6, 1, category_id=None), region(7, 1)]
+    (record,) = open_coco(tmp_path, [image(1)], annotations).records
+    assert [r.region_id for r in record.regions] == [5, 6, 7]
+    assert record.skipped == ()
+
+
 def test_polygons_become_masks(tmp_path: Path) -> None:
     square = [10, 5, 20, 5, 20, 12, 10, 12]
     triangle = [30, 30, 40, 30, 30, 40]

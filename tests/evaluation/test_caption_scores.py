@@ -97,6 +97,15 @@ REFERENCES = [
 ]
 
 
+def random_rows(count):
+    """Captions and references of a few words and marks, so that many are shared."""
+    rng = np.random.default_rng(0)
+    words = ["a", "the", "red", "dogs", "dog's", "mat", "on", "run", ",", "2", "(old)", "café", "-"]
+    texts = [" ".join(rng.choice(words, rng.integers(1, 12))) for _ in range(4 * count)]
+    numbers = rng.integers(1, 4, count)
+    return texts[:count], [texts[n * 3 + count :][:number] for n, number in enumerate(numbers)]
+
+
 @needs_java
 def test_equals_the_reference_package_run_as_its_authors_do(monkeypatch):
     """Their tokenizer class and scorers, by hand, on texts without line breaks."""
@@ -106,10 +115,12 @@ def test_equals_the_reference_package_run_as_its_authors_do(monkeypatch):
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    flat = [" ".join(caption.split()) for caption in CAPTIONS]
+    captions, references = random_rows(40)
+    captions, references = captions + CAPTIONS, references + REFERENCES
+    flat = [" ".join(caption.split()) for caption in captions]
     tokenizer = PTBTokenizer()
     truth = tokenizer.tokenize(
-        {row: [{"caption": text} for text in texts] for row, texts in enumerate(REFERENCES)}
+        {row: [{"caption": text} for text in texts] for row, texts in enumerate(references)}
     )
     answers = tokenizer.tokenize({row: [{"caption": text}] for row, text in enumerate(flat)})
     bleu, bleu_rows = Bleu(4).compute_score(truth, answers, verbose=0)
@@ -119,7 +130,7 @@ def test_equals_the_reference_package_run_as_its_authors_do(monkeypatch):
     for name, scorer in (("METEOR", program), ("ROUGE-L", Rouge()), ("CIDEr", Cider())):
         wanted[name] = scorer.compute_score(truth, answers)
 
-    found = score_captions(CAPTIONS, REFERENCES)
+    found = score_captions(captions, references)
     assert [score.metric for score in found] == [*list(wanted)[:4], "METEOR", "ROUGE-L", "CIDEr"]
     for score in found:
         value, rows = wanted[score.metric]

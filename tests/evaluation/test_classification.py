@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.evaluation.tiny_truth import Oracle, edit, write_truth
+from tests.evaluation.tiny_truth import CoinNames, Oracle, edit, write_truth
 from tests.tiny_predictor import tiny_predictor, tiny_vocabulary
 from tokenize_anything.evaluation.classification import (
     box_iou,
@@ -111,6 +111,15 @@ def test_one_name_for_all_is_right_for_its_category_only(tmp_path):
     guess = RulePredictor("kite", draw_filled_box, concepts=vocabulary, concept="kite")
     share = kinds.count(3) / len(kinds)
     assert 33 * share < evaluate(guess, path)["AP"] < 33  # one of three categories
+
+
+def test_chance_scores_what_chance_gives(tmp_path):
+    """A third of a category's boxes is found, and a third of what is found is right: a ninth.
+
+    A little more, since AP takes the best precision from a recall on.
+    """
+    path = write_truth(tmp_path, count=120)
+    assert 9 < evaluate(CoinNames(["ball", "brick", "kite"]), path)["AP"] < 18
 
 
 def test_rows_are_those_of_the_predictor_whatever_the_group(tmp_path):

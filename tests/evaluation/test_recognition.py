@@ -7,6 +7,7 @@ import pytest
 
 from tests.data.photos import SHAPES, draw_shape, write_photos
 from tests.evaluation.oracles import oracle_of
+from tests.evaluation.tiny_truth import CoinNames
 from tests.tiny_predictor import NAMES, make_photo, tiny_predictor
 from tokenize_anything.evaluation.caption_scores import cider
 from tokenize_anything.evaluation.recognition import RecognitionConfig, evaluate_recognition
@@ -15,6 +16,7 @@ from tokenize_anything.evaluation.region_truth import (
     innermost_point,
     list_true_images,
     load_true_images,
+    read_true_images,
 )
 from tokenize_anything.evaluation.rule_predictor import RulePredictor, draw_ellipse
 from tokenize_anything.evaluation.runner import RunnerConfig
@@ -133,6 +135,20 @@ def test_an_oracle_is_perfect(tmp_path):
     references = [["a ball"], ["a brick"], ["a kite"]]
     assert found["caption CIDEr"] > found["best constant caption CIDEr"] > 0
     assert cider([text for (text,) in references], references) <= 10
+
+
+def test_chance_scores_what_chance_gives(tmp_path):
+    path = write_photos(tmp_path / "set", count=60)
+    found = evaluate(CoinNames(["ball", "brick", "kite"]), path)
+    images = read_true_images(path, path.parent / "images")
+    masks = [region.mask for image in load_true_images(images) for region in image.regions]
+    # Half of the mask is hit, and half of all pixels outside are in the union.
+    wanted = [mask.sum() / (mask.sum() + mask.size) for mask in masks]
+    for kind in ("box", "point", "mask"):
+        assert found[f"{kind} mean IoU"] == pytest.approx(np.mean(wanted), abs=0.005)
+    assert found["named regions"] == 90
+    assert found["concept top-1"] == pytest.approx(1 / 3, abs=0.15)
+    assert found["concept top-5"] == 1  # of three names
 
 
 def test_a_rule_gets_what_its_baseline_gets(tmp_path):

@@ -10,13 +10,12 @@ from PIL import Image
 
 from tests.data.photos import write_photos
 from tests.tiny_predictor import make_photo, tiny_predictor
+from tokenize_anything.contact_sheets import TILE_SIDE, contact_sheet
 from tokenize_anything.evaluation.recognition import evaluate_recognition, recognition_items
 from tokenize_anything.evaluation.report import report_run, worst_rows, write_report
 from tokenize_anything.evaluation.report_pictures import (
     OTHERS,
-    TILE_SIDE,
     confusion_counts,
-    contact_sheet,
     make_tile,
 )
 from tokenize_anything.evaluation.runner import RunnerConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -279,6 +280,9 @@ def test_model_digest_tells_models_apart():
     assert model_digest(predictor) == model_digest(same) != model_digest(other)
     same.concepts = None
     assert model_digest(predictor) != model_digest(same)
+    zooming = tiny_predictor()
+    zooming.model.config = dataclasses.replace(zooming.model.config, zoom=0.5)
+    assert model_digest(predictor) != model_digest(zooming)
     half = tiny_predictor()
     half.model.to(torch.bfloat16)
     assert model_digest(predictor) != model_digest(half)

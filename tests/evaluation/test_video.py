@@ -11,7 +11,12 @@ from tests.evaluation.oracles import clip_labels, paint_frames, write_coco_clip,
 from tests.tiny_predictor import tiny_predictor
 from tokenize_anything.evaluation.rule_predictor import RulePredictor, draw_filled_box
 from tokenize_anything.evaluation.runner import RunnerConfig
-from tokenize_anything.evaluation.video import clip_items, evaluate_tracker, evaluate_video
+from tokenize_anything.evaluation.video import (
+    clip_items,
+    clips_digest,
+    evaluate_tracker,
+    evaluate_video,
+)
 from tokenize_anything.evaluation.video_data import (
     label_palette,
     read_coco_clips,
@@ -271,6 +276,20 @@ def test_results_are_written_as_the_toolkit_reads_them_and_resume(davis, tmp_pat
     with pytest.raises(ValueError, match="holds another evaluation"):
         protocol = TrackingConfig("points")
         list(evaluate_video(predictor, read_davis(davis), protocol=protocol, config=config))
+
+
+def test_digest_tells_labels_apart_but_not_folders(davis, tmp_path):
+    digest = clips_digest(read_davis(davis))
+    moved = davis.rename(tmp_path / "moved")
+    assert clips_digest(read_davis(moved)) == digest
+    save_labels(moved / "Annotations" / "480p" / "other" / "00002.png", TRUTH["other"][0])
+    assert clips_digest(read_davis(moved)) != digest
+    path = write_coco_clip(tmp_path / "coco", TRUTH["shapes"])
+    digest = clips_digest(read_coco_clips(path, tmp_path))
+    content = json.loads(path.read_text())
+    content["annotations"][3]["segmentation"] = content["annotations"][1]["segmentation"]
+    path.write_text(json.dumps(content))
+    assert clips_digest(read_coco_clips(path, tmp_path)) != digest
 
 
 def test_clips_without_labels_are_followed_but_not_scored(davis, tmp_path):

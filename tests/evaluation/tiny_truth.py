@@ -134,6 +134,26 @@ def coin_flips(seed: int = 0) -> RegionModel:
     return RulePredictor("coin", lambda rgb, coords, labels: rng.random(rgb.shape[:2]) < 0.5)
 
 
+class CoinNames(RulePredictor):
+    """Right by chance: half of all pixels are set, and every name is as likely as another."""
+
+    def __init__(self, names: list[str], seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        super().__init__("coin", self._flip, concepts=one_hot_vocabulary(names))
+
+    def _flip(self, rgb: np.ndarray, coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return self.rng.random(rgb.shape[:2]) < 0.5
+
+    def decode_regions(
+        self, encoded: EncodedImage, prompts: PointPrompts, *, all_slots: bool = True
+    ) -> RegionOutputs:
+        outputs = super().decode_regions(encoded, prompts, all_slots=all_slots)
+        count, num_slots, num_names = outputs.semantic_embeddings.shape
+        axes = torch.eye(num_names)[torch.from_numpy(self.rng.integers(num_names, size=count))]
+        embeddings = axes[:, None].expand(-1, num_slots, -1)
+        return dataclasses.replace(outputs, semantic_embeddings=embeddings)
+
+
 def edit(path: Path, change: Any) -> Path:
     """Change the content of a JSON file in place."""
     content = json.loads(path.read_text())

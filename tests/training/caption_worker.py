@@ -1,4 +1,4 @@
-"""What each process of a stage-2 run under `torchrun` does; see test_caption_processes.py.
+"""What each process of a stage-2 run of two processes does; see test_caption_processes.py.
 
 Arguments: the configuration, and the step before which the process kills itself (0 for never).
 """

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 
 from tests.data.photos import write_photos
 from tests.tiny import tiny_tap
+from tests.training.processes import run_two
 from tests.training.tiny_runs import caption_config, caption_model_config
 from tokenize_anything.checkpoints import save_model
 from tokenize_anything.training.caption_config import CaptionConfig
@@ -22,19 +22,12 @@ from tokenize_anything.training.caption_tokenizer import train_caption_tokenizer
 from tokenize_anything.training.checkpointing import load_training_state
 from tokenize_anything.training.config import save_config
 
-WORKER = Path(__file__).with_name("caption_worker.py")
-ROOT = Path(__file__).parents[2]
 
-
-def run_two(config: CaptionConfig, path: Path, *, last_step: int) -> int:
-    """Two processes of `torchrun` on gloo. Returns the exit code."""
+def run_workers(config: CaptionConfig, path: Path, *, last_step: int) -> list[int]:
+    """Exit codes of two processes on gloo."""
     save_config(config, path)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        str(WORKER), str(path), str(last_step),
-    ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+    ended = run_two("tests.training.caption_worker", str(path), str(last_step))
+    return [code for code, _ in ended]
 
 
 def read_log(folder: Path) -> np.ndarray:
@@ -58,9 +51,10 @@ def test_two_processes_killed_and_resumed_equal_one(tmp_path: Path) -> None:
         for name in ("one", "two")
     ]  # fmt: skip
     CaptionTrainer(configs[0]).run()
-    assert run_two(configs[1], tmp_path / "two.yaml", last_step=3) != 0
+    codes = run_workers(configs[1], tmp_path / "two.yaml", last_step=3)
+    assert -signal.SIGKILL in codes and 0 not in codes
     assert load_training_state(tmp_path / "two" / "training_state.pt")["step"] == 2
-    assert run_two(configs[1], tmp_path / "two.yaml", last_step=0) == 0
+    assert run_workers(configs[1], tmp_path / "two.yaml", last_step=0) == [0, 0]
     np.testing.assert_allclose(read_log(tmp_path / "two"), read_log(tmp_path / "one"), rtol=1e-4)
     states = [load_training_state(tmp_path / n / "training_state.pt") for n in ("one", "two")]
     assert states[0]["step"] == states[1]["step"] == 5

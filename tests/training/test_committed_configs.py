@@ -40,6 +40,19 @@ def test_the_papers_recipe(name: str, drop_path: float) -> None:
     assert second.init_from == f"{first.output_folder}/model.safetensors"
 
 
+def test_the_rows_of_the_ablation_differ_in_nothing_but_what_they_compare() -> None:
+    """One start without names, one recipe from there; the loss and the token are the tool's."""
+    start = load_config(PretrainConfig, CONFIGS / "ablation_start.yaml")
+    first = load_config(PretrainConfig, CONFIGS / "ablation_stage1.yaml")
+    second = load_config(CaptionConfig, CONFIGS / "ablation_captions.yaml")
+    assert (start.concept_loss, start.sampling.ellipse_masks) == ("none", True)
+    assert not first.sampling.ellipse_masks
+    assert (first.model, first.data) == (start.model, start.data)
+    assert first.init_from == f"{start.output_folder}/model.safetensors"
+    assert second.init_from == f"{first.output_folder}/model.safetensors"
+    assert second.data != first.data  # captions are learnt from other, fewer photos
+
+
 @pytest.fixture
 def ablation(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(str(TOOLS))
@@ -59,12 +72,11 @@ def test_the_ablation_fills_its_table(
     file = write_photos(data)
     for name in ("train.json", "val.json"):
         (data / name).write_bytes(file.read_bytes())
-    first = load_config(PretrainConfig, CONFIGS / "ablation_stage1.yaml")
+    for name in ("ablation_start.yaml", "ablation_stage1.yaml"):
+        first = load_config(PretrainConfig, CONFIGS / name)
+        tiny = dataclasses.replace(first, model=MODEL, sine_positions=0.0, batch_size=2)
+        save_config(dataclasses.replace(tiny, num_steps=1), tmp_path / name)
     second = load_config(CaptionConfig, CONFIGS / "ablation_captions.yaml")
-    save_config(
-        dataclasses.replace(first, model=MODEL, sine_positions=0.0, batch_size=2, num_steps=1),
-        tmp_path / "ablation_stage1.yaml",
-    )
     save_config(
         dataclasses.replace(second, batch_size=4, num_steps=1),
         tmp_path / "ablation_captions.yaml",
@@ -85,6 +97,8 @@ def test_the_ablation_fills_its_table(
     assert {(row["seed"], row["steps"], row["caption_steps"]) for row in rows} == {("3", "1", "1")}
     assert [row["concept_top1"] == "nan" for row in rows] == [True, True, *[False] * 4]
     assert all(0 <= float(row["box_mean_iou"]) <= 1 for row in rows)
+    starts = [path.parent.name for path in (tmp_path / "out").glob("start_*/model.safetensors")]
+    assert starts == ["start_3"]  # one for all rows of the seed
     assert all(float(row["caption_cider"]) >= 0 for row in rows)
     written = table.read_bytes()
     ablation.main()  # all rows are there

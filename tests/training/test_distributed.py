@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,38 +16,13 @@ import torch
 from torch import Tensor
 
 from tests.data.photos import write_photos
+from tests.training.processes import ROOT, run_two
 from tests.training.states import assert_equal_states
 from tests.training.tiny_runs import embed_by_hash
 from tests.training.two_processes import PARTS, parallel_config
 from tokenize_anything.build import load_model
 from tokenize_anything.training.checkpointing import load_training_state
 from tokenize_anything.training.pretrain import Pretrainer
-
-ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run_two(*arguments: str) -> None:
-    """Two processes with what `torchrun` puts into their environment, without its start-up time."""
-    shared = os.environ | {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.training.two_processes", *arguments]
-    started = [
-        subprocess.Popen(
-            command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    errors = [process.communicate()[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +35,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(data: Path) -> Path:
     """Folder with what two processes left, by case."""
-    run_two(str(data), str(data.parent))
+    ended = run_two("tests.training.two_processes", str(data), str(data.parent))
+    assert [code for code, _ in ended] == [0, 0], ended
     return data.parent
 
 
@@ -107,9 +82,10 @@ def read_rows(path: Path) -> list[list[float]]:
 def test_two_processes_equal_one_with_their_batches(runs: Path, alone: Path, case: str) -> None:
     first = [state_of(f / "checkpoints" / "step_00000001") for f in (alone, runs / case)]
     assert_same_step(first[0], first[1])
-    for name in ("log.csv", "validation.csv"):
+    # Rounding may put a pixel of a predicted mask on the other side of its threshold.
+    for name, tolerance in (("log.csv", 1e-5), ("validation.csv", 1e-3)):
         rows = [read_rows(folder / name)[0] for folder in (alone, runs / case)]
-        np.testing.assert_allclose(rows[0], rows[1], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(rows[0], rows[1], rtol=tolerance, atol=1e-6)
 
 
 def test_two_processes_stay_together(runs: Path, alone: Path) -> None:

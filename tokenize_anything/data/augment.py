@@ -176,24 +176,33 @@ def crop_mask(mask: np.ndarray, crop: Crop, image_size: int, mask_size: int) -> 
     part_w, part_h = window.shape[1] / cell_w, window.shape[0] / cell_h
     if max(cell_w, cell_h) > MAX_SAMPLED_SHRINK:
         window = _resize(window, (max(1, round(part_w)), max(1, round(part_h))))
+    part_left, part_top = left + columns.start / cell_w, top + rows.start / cell_h
+    cells_x, cells_y = _covered(part_left, part_w, mask_size), _covered(part_top, part_h, mask_size)
     scale_x, scale_y = part_w / window.shape[1], part_h / window.shape[0]
     # cv2 counts from pixel centres, hence the half-pixel terms.
     matrix = np.array(
         [
-            [scale_x, 0, left + columns.start / cell_w + 0.5 * scale_x - 0.5],
-            [0, scale_y, top + rows.start / cell_h + 0.5 * scale_y - 0.5],
+            [scale_x, 0, part_left - cells_x.start + 0.5 * scale_x - 0.5],
+            [0, scale_y, part_top - cells_y.start + 0.5 * scale_y - 0.5],
         ]
     )
     out = cv2.warpAffine(
         window,
         matrix,
-        (mask_size, mask_size),
+        (cells_x.stop - cells_x.start, cells_y.stop - cells_y.start),
         borderMode=cv2.BORDER_REPLICATE,
     )
+    painted, inside = np.zeros((2, mask_size, mask_size), dtype=bool)
+    painted[cells_y, cells_x] = out >= 128
     rows, columns = _centres_inside(top, height), _centres_inside(left, width)
-    inside = np.zeros((mask_size, mask_size), dtype=bool)
-    inside[rows, columns] = out[rows, columns] >= 128
+    inside[rows, columns] = painted[rows, columns]
     return inside
+
+
+def _covered(start: float, length: float, count: int) -> slice:
+    """Those of `count` cells of a line that [start, start + length) touches, at least one."""
+    first = min(max(0, math.floor(start)), count - 1)
+    return slice(first, max(first + 1, min(count, math.ceil(start + length))))
 
 
 def _around(mask: np.ndarray, *, axis: int, cell: float) -> slice:

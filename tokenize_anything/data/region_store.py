@@ -14,6 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenize_anything.data.lance_files import (
+    damage_reported,
+    failure_reported,
+    import_lance,
+    is_url,
+    is_vacant,
+    lock_path,
+    match_texts,
+)
 from tokenize_anything.data.region_rows import (
     RegionColumns,
     RegionRows,
@@ -27,13 +36,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 IDS_PER_QUERY = 4096
+_NAMES_PER_QUERY = 512
 _FULL_FRAGMENT = 2**20  # rows; a read of scattered ids opens a file for each fragment
 _FEW_ROWS, _MANY_FRAGMENTS = 2**16, 32  # while a build runs, so many with fewer rows are merged
 _INDEX = "region_id_btree"
 _INDEX_SHARE = 8  # the index is brought up to date once 1/8 of the rows is not in it, ...
 _MIN_UNINDEXED = 2**20  # ... but for fewer rows than these only when a build ends
 _KEEP_OLD = datetime.timedelta(hours=1)  # while a build runs, for those who read meanwhile
-_LANCE_PROCESS: list[int] = []  # the process that loaded Lance, which does not survive a fork
 
 
 class RegionStore:
@@ -62,19 +71,19 @@ class RegionStore:
             OSError: the place cannot be written.
         """
         place = os.fspath(path)
-        if not _is_vacant(place):
+        if not is_vacant(place):
             raise FileExistsError(
                 f"region store: {place} exists already; open it, or choose another place"
             )
         lance, schema = import_lance(), columns.to_schema()
-        with _failure_reported(place, "make a store"):
+        with failure_reported(place, "make a store"):
             dataset = lance.write_dataset(schema.empty_table(), place, mode="create")
         return cls(place, dataset, columns)
 
     @classmethod
     def open_or_create(cls, path: str | os.PathLike[str], columns: RegionColumns) -> RegionStore:
         """`open` what is there, which must be of these columns and identity, or `create` it."""
-        if _is_vacant(os.fspath(path)):
+        if is_vacant(os.fspath(path)):
             return cls.create(path, columns)
         return cls.open(path, expected=columns)
 
@@ -95,9 +104,10 @@ class RegionStore:
         """
         place = os.fspath(path)
         lance = import_lance()
-        if "://" not in place and not os.path.isdir(place):
+        if not is_url(place) and not os.path.isdir(place):
             raise FileNotFoundError(
-                f"region store: no folder at {place}; `tap semantic build` makes one"
+                f"region store: no folder at {place}; `tap semantic build` and `tap tokens build` "
+                f"make one"
             )
         try:
             dataset = lance.dataset(place)
@@ -142,9 +152,20 @@ class RegionStore:
             ids = np.asarray(rows.region_ids)[known]
             raise ValueError(f"region_id: {describe_some(ids)} in {self.path} already")
         table = rows_to_table(rows, self.columns)
-        with _failure_reported(self.path, f"append {len(rows)} regions"):
+        with failure_reported(self.path, f"append {len(rows)} regions"):
             self._dataset = import_lance().write_dataset(table, self._dataset, mode="append")
             self._tidy()
+
+    def delete_images(self, names: Sequence[str]) -> None:
+        """Remove all regions of some images; names that have none are let pass.
+
+        Raises:
+            OSError: the place cannot be written; some of the images are still there.
+        """
+        import_lance()
+        with failure_reported(self.path, f"delete the regions of {len(names)} images"):
+            for start in range(0, len(names), _NAMES_PER_QUERY):
+                self._dataset.delete(match_texts("image", names[start : start + _NAMES_PER_QUERY]))
 
     def contains(self, region_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n,) bool: which of n ids the store has."""
@@ -180,7 +201,7 @@ class RegionStore:
         """
         import pyarrow as pa
 
-        with _damage_reported(self.path):
+        with damage_reported(self.path):
             for batch in self.dataset.to_batches(batch_size=batch_size):
                 yield table_to_rows(pa.Table.from_batches([batch]), self.columns)
 
@@ -191,7 +212,7 @@ class RegionStore:
             OSError: files of the store are damaged or missing.
         """
         names: set[str] = set()
-        with _damage_reported(self.path):
+        with damage_reported(self.path):
             for batch in self.dataset.to_batches(columns=["image"]):
                 names.update(batch["image"].unique().to_pylist())
         return names
@@ -205,7 +226,7 @@ class RegionStore:
             OSError: the disk is full; the store reads as before.
         """
         import_lance()
-        with _failure_reported(self.path, "tidy up"):
+        with failure_reported(self.path, "tidy up"):
             self._merge_fragments(_FULL_FRAGMENT, 2)
             self._update_index(0)
             self._dataset.cleanup_old_versions(datetime.timedelta(0), delete_unverified=True)
@@ -252,7 +273,7 @@ class RegionStore:
             return self.dataset.to_table(columns=names, filter=condition)
         except (OSError, ValueError):  # perhaps a build has merged these files since
             self._dataset = import_lance().dataset(self.path)
-        with _damage_reported(self.path):
+        with damage_reported(self.path):
             return self._dataset.to_table(columns=names, filter=condition)
 
     def _tidy(self) -> None:
@@ -292,7 +313,8 @@ class RegionStore:
 def exclusive_writer(path: str | os.PathLike[str]) -> Iterator[None]:
     """Keep other processes of this machine from writing to a store; open the store within.
 
-    The lock is a file beside the store. It goes with the process, however that ends.
+    The lock is a file beside the store, or for a URL in the folder for temporary files. It goes
+    with the process, however that ends.
 
     Raises:
         BlockingIOError: another process is writing.
@@ -300,7 +322,7 @@ def exclusive_writer(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # torch depends on it
 
-    lock = FileLock(f"{os.fspath(path)}.lock", timeout=0)
+    lock = FileLock(lock_path(os.fspath(path)), timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -322,64 +344,3 @@ class StoredVectors:
     def read(self, ids: Sequence[int]) -> np.ndarray:
         """(n,D) vectors of n regions, in their order; raises KeyError where one is missing."""
         return self.store.read_vectors(ids, self.column.name)
-
-
-def import_lance() -> Any:
-    """The Lance package.
-
-    Raises:
-        ImportError: it is missing.
-        RuntimeError: this process was forked from one that used Lance, and would wait for ever.
-    """
-    try:
-        import lance
-    except ImportError as error:
-        raise ImportError(
-            "a region store needs Lance: pip install tokenize-anything[search]"
-        ) from error
-    if not _LANCE_PROCESS:
-        _LANCE_PROCESS.append(os.getpid())
-    if _LANCE_PROCESS[0] != os.getpid():
-        raise RuntimeError(
-            "region store: this process was forked from one that has used a store, which Lance "
-            'does not survive; start it with multiprocessing_context="forkserver" or "spawn"'
-        )
-    return lance
-
-
-@contextmanager
-def _damage_reported(path: str) -> Iterator[None]:
-    """Turn what Lance raises on bad files into an OSError that names the store."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        raise OSError(
-            f"region store: a file of {path} is damaged or missing ({_first_line(error)}); "
-            f"`tap semantic verify` says what is left"
-        ) from error
-
-
-@contextmanager
-def _failure_reported(path: str, action: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        raise OSError(
-            f"region store: could not {action} at {path} ({_first_line(error)}); what it held "
-            f"before is unchanged; free space on the disk or choose another place"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-
-
-def _is_vacant(place: str) -> bool:
-    """Whether nothing is there, or only what a writer left that was killed while making a store."""
-    if not os.path.lexists(place):
-        return True
-    if not os.path.isdir(place):
-        return False
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(place) for name in names]
-    own = {os.path.join(place, folder) for folder in ("_versions", "_transactions", "data")}
-    return all(os.path.dirname(f) in own and not f.endswith(".manifest") for f in files)

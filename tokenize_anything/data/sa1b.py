@@ -130,12 +130,12 @@ def _coco_images(
 class CocoRecords(Sequence[ImageRecord]):
     """Photos of a COCO JSON by the rules of `parse_record`; polygons become masks.
 
-    A region's id is that of its annotation.
+    A region's id is that of its annotation; a category it need not have.
 
     Args:
         entries: name, image entry and annotations of each photo.
         images: folder of the photos.
-        categories: known ids; where there are none, annotations need none.
+        categories: known ids; an annotation of another one is left out, unless there are none.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class CocoRecords(Sequence[ImageRecord]):
         if annotation.get("iscrowd"):
             raise ValueError("a crowd, not one region")
         category = annotation.get("category_id")
-        if self.categories and category not in self.categories:
+        if self.categories and category is not None and category not in self.categories:
             raise ValueError(f"category {category}, which the file does not list")
         segmentation = annotation.get("segmentation")
         keys = ("id", "bbox")

@@ -29,6 +29,7 @@ from tokenize_anything.evaluation.runner import (
     model_digest,
     run_evaluation,
 )
+from tokenize_anything.geometry import masks_to_boxes
 from tokenize_anything.prompts import PointPrompts
 
 MAX_CLICKS = 9  # what the model is trained with
@@ -183,13 +184,17 @@ def next_click(mask: np.ndarray, truth: np.ndarray) -> tuple[tuple[float, float]
         (truth & ~mask, PointLabel.FOREGROUND),
         (mask & ~truth, PointLabel.BACKGROUND),
     ):
-        _, pieces, stats, _ = cv2.connectedComponentsWithStats(wrong.view(np.uint8))
+        left, top, right, bottom = masks_to_boxes(wrong[None])[0].astype(int).tolist()
+        part = np.ascontiguousarray(wrong[top:bottom, left:right]).view(np.uint8)
+        if not part.size:
+            continue
+        _, pieces, stats, _ = cv2.connectedComponentsWithStats(part)
         areas = stats[1:, cv2.CC_STAT_AREA]
-        if areas.size and areas.max() > best_area:
+        if areas.max() > best_area:
             number = 1 + int(areas.argmax())
             x, y, width, height, best_area = (int(value) for value in stats[number])
             inner_x, inner_y = innermost_point(pieces[y : y + height, x : x + width] == number)
-            best_xy, best_label = (x + inner_x, y + inner_y), label
+            best_xy, best_label = (left + x + inner_x, top + y + inner_y), label
     if not best_area:
         raise ValueError("mask: expected one that differs from truth, got an equal one")
     return best_xy, int(best_label)

@@ -12,12 +12,11 @@ from typing import Any
 from PIL import Image
 
 from tokenize_anything.checkpoints import replace_on_success
+from tokenize_anything.contact_sheets import Tile, contact_sheet
 from tokenize_anything.evaluation.caption_scores import PLAIN_SUFFIX, score_captions
 from tokenize_anything.evaluation.recognition_scores import Row, is_ranked
 from tokenize_anything.evaluation.region_truth import decode_true_image
 from tokenize_anything.evaluation.report_pictures import (
-    Tile,
-    contact_sheet,
     draw_confusion,
     draw_overlaps,
     draw_reliability,

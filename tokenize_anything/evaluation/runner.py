@@ -192,13 +192,16 @@ def run_evaluation(
 
 
 def model_digest(predictor: Any) -> str:
-    """Sixteen hexadecimal digits that differ where weights, their dtype or concepts differ.
+    """Sixteen hexadecimal digits that differ where weights, dtype, configuration or concepts do.
 
     The first values of every tensor are read. A predictor without tensors is told by its `name`.
     """
     digest = hashlib.sha256()
     model, concepts = getattr(predictor, "model", None), getattr(predictor, "concepts", None)
-    tensors = dict(model.state_dict()) if model is not None else {}
+    tensors = {}
+    if model is not None:
+        digest.update(repr(model.config).encode())
+        tensors = dict(model.state_dict())
     if concepts is not None:
         digest.update(repr(concepts.names).encode())
         tensors["concepts"] = concepts.weights

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tokenize_anything.evaluation.answers import RegionModel
+from tokenize_anything.evaluation.run_files import file_digest
 from tokenize_anything.evaluation.runner import (
     Metric,
     RunnerConfig,
@@ -146,9 +147,14 @@ def clip_items(clips: Sequence[VideoClip]) -> list[WorkItem]:
 
 
 def clips_digest(clips: Sequence[VideoClip]) -> str:
-    """Sixteen hexadecimal digits that differ where clips or frames do; folders do not matter."""
-    content = [(clip.name, [frame.name for frame in clip.frames]) for clip in clips]
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    """Sixteen hexadecimal digits that differ where frames or labels do; folders do not matter."""
+    digest = hashlib.sha256()
+    for clip in clips:
+        for frame in clip.frames:
+            given = frame.labels
+            labels = file_digest(given) if isinstance(given, Path) else given
+            digest.update(repr((clip.name, frame.name, labels)).encode())
+    return digest.hexdigest()[:16]
 
 
 def _decoded(frames: Sequence[VideoFrame]) -> Iterator[tuple[VideoFrame, np.ndarray]]:

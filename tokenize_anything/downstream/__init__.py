@@ -1,0 +1,1 @@
+"""What region tokens are for: stores of tokens, search, classifiers and soft prompts."""

@@ -1,0 +1,79 @@
+"""Classifiers on semantic tokens beside the concept head: top-1 on the names of annotated boxes.
+
+python tools/eval_downstream.py --train DIR/train.json --val DIR/val.json --images DIR/images
+
+The concept head answers without having seen a single name of the file; the linear probe and the
+nearest neighbours learn from the tokens of the training file. Names that the training file lacks
+count as wrong for them. Settings are the package's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from eval_box_tokens import BoxTokens, encode_boxes
+from eval_rows import append_rows
+
+from tokenize_anything import TAPPredictor
+from tokenize_anything.downstream.probes import fit_linear_probe, fit_neighbours
+
+FITS = {"linear probe": fit_linear_probe, "nearest neighbours": fit_neighbours}
+FEW = (1, 5)  # examples of each name
+Row = tuple[str, str, float]
+
+
+def score(predictor: TAPPredictor, train: BoxTokens, val: BoxTokens) -> Iterator[Row]:
+    yield "data", "training regions", len(train.names)
+    yield "data", "validation regions", len(val.names)
+    zero_shot, _ = predictor.describe_concepts(val.embeddings)
+    yield from accuracies("concept head, zero-shot", [names[0] for names in zero_shot], val.names)
+    for name, fit in FITS.items():
+        classifier = fit(train.tokens, train.names.tolist())
+        yield from accuracies(name, classifier.predict(val.tokens), val.names)
+    for count in FEW:
+        rows = few_rows(train.names, count)
+        classifier = fit_linear_probe(train.tokens[rows], train.names[rows].tolist())
+        found = classifier.predict(val.tokens)
+        yield from accuracies(f"linear probe, {count} of each name", found, val.names)
+
+
+def few_rows(names: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` rows of each name, drawn with a fixed seed."""
+    order = np.random.default_rng(0).permutation(len(names))
+    return np.concatenate([order[names[order] == name][:count] for name in np.unique(names)])
+
+
+def accuracies(subject: str, found: list[str], names: np.ndarray) -> Iterator[Row]:
+    is_right = np.array(found) == names
+    yield subject, "top-1", is_right.mean()
+    yield (
+        subject,
+        "mean of names' top-1",
+        np.mean([is_right[names == n].mean() for n in set(names)]),
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tap_tiny")
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--val", required=True)
+    parser.add_argument("--images", required=True, help="folder of the photos")
+    parser.add_argument("--every", type=int, default=1, help="learn from every n-th photo")
+    parser.add_argument("--cache", type=Path, default=Path("out/box_tokens"))
+    parser.add_argument("--out", default="tools/eval_results/downstream.csv")
+    a = parser.parse_args()
+    encode = partial(encode_boxes, a.model, images=a.images, cache=a.cache)
+    val, train = encode(annotations=a.val), encode(annotations=a.train, every=a.every)
+    predictor = TAPPredictor.from_pretrained(a.model, dtype="float32")
+    append_rows(a.out, a.model, a.val, sys.argv, score(predictor, train, val))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
