@@ -188,6 +188,7 @@ def tap_tiny() -> TAPConfig:
         text_depth=4,
         text_mlp_dim=1024,
         vocabulary_size=3812,
+        zoom=0.5,
     )
 
 

@@ -2,8 +2,7 @@
 
     python tools/calibrate.py --model FILE --data DIR/train.json --images DIR/images --out FILE
 
-Both are fitted on regions prompted by their boxes (and by their innermost points, for the other
-three slots) and folded into the weights: concept weights and IoU head.
+Both are fitted on regions prompted by boxes (slots 1 to 3: by points) and folded into the weights.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from tokenize_anything.evaluation.region_truth import (
 
 
 def measure(predictor: TAPPredictor, images: list) -> tuple[np.ndarray, ...]:
-    """Log-probabilities, true names, and (score, IoU) of box masks and of click masks."""
+    """Log-probabilities, true names, and (score, IoU) of boxes and of clicks."""
     log_probs, names, by_box, by_click = [], [], [], []
     position = {name: row for row, name in enumerate(predictor.concepts.names)}
     for image in tqdm(load_true_images(images), total=len(images)):
