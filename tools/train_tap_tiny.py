@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from tokenize_anything.build import load_model
 from tokenize_anything.checkpoints import save_model
 from tokenize_anything.companions import Companions
@@ -25,6 +27,7 @@ from tokenize_anything.training import pretrain
 from tokenize_anything.training.caption_config import CaptionConfig
 from tokenize_anything.training.caption_finetune import CaptionTrainer
 from tokenize_anything.training.caption_tokenizer import train_caption_tokenizer
+from tokenize_anything.training.concept_head import fit_concept_head, name_indices
 from tokenize_anything.training.config import PretrainConfig, load_config
 from tokenize_anything.training.relative_paths import resolve_paths
 
@@ -48,12 +51,16 @@ def train(data: Path, out: Path, stage1: Sequence[Path], stage2: Path) -> Path:
     config = read_config(CaptionConfig, stage2, data, out)
     if not Path(config.text_tokenizer).is_file():
         train_caption_tokenizer(config.data.annotation_files, config.text_tokenizer)
-    trained = CaptionTrainer(config).run()
+    trainer = CaptionTrainer(config)
+    trained = trainer.run()
     concepts = ConceptVocabulary.load(Path(config.init_from).with_name(pretrain.CONCEPTS_FILE))
     tokenizer = TextTokenizer.from_file(config.text_tokenizer)
     companions = Companions(concepts, tokenizer, concept_space=MINILM)
     tensors, metadata = companions.pack()
     model = load_model(trained, device="cpu", dtype="float32")
+    rows = np.arange(len(trainer.regions))
+    boxes = trainer.token_source().select(rows, np.zeros_like(rows))
+    fit_concept_head(model, boxes, name_indices(trainer.regions, concepts), concepts)
     packed = out / "tap_tiny.safetensors"
     return save_model(model, packed, dtype="float16", metadata=metadata, extra_tensors=tensors)
 
