@@ -1,9 +1,8 @@
-"""Train the built-in model: tokenizer, stage 1 in phases, stage 2, and one file with all of it.
+"""Train the built-in model: tokenizer, stage 1 in phases, stage 2, two heads; all in one file.
 
     python tools/train_tap_tiny.py --data DIR --out OUT
 
-DIR holds train.json, train_boxes.json and images/. What is finished in OUT is not done again, and a
-phase that was stopped goes on where it was saved. The result is OUT/tap_tiny.safetensors.
+DIR holds train.json, train_boxes.json and images/. What is finished in OUT is not done again.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from tokenize_anything.training.caption_finetune import CaptionTrainer
 from tokenize_anything.training.caption_tokenizer import train_caption_tokenizer
 from tokenize_anything.training.concept_head import fit_concept_head, name_indices
 from tokenize_anything.training.config import PretrainConfig, load_config
+from tokenize_anything.training.iou_head import collect_iou_samples, fit_iou_head
 from tokenize_anything.training.relative_paths import resolve_paths
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -61,12 +61,12 @@ def train(data: Path, out: Path, stage1: Sequence[Path], stage2: Path) -> Path:
     rows = np.arange(len(trainer.regions))
     boxes = trainer.token_source().select(rows, np.zeros_like(rows))
     fit_concept_head(model, boxes, name_indices(trainer.regions, concepts), concepts)
+    fit_iou_head(model.eval(), collect_iou_samples(model, trainer.records))
     packed = out / "tap_tiny.safetensors"
     return save_model(model, packed, dtype="float16", metadata=metadata, extra_tensors=tensors)
 
 
 def main() -> None:
-    """Read the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the annotated photos")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")

@@ -11,13 +11,10 @@ import torch
 from tests.tiny import tiny_tap
 from tests.tiny_predictor import NAMES, tiny_vocabulary
 from tokenize_anything.data.region_captions import CaptionedRegion
-from tokenize_anything.training.concept_head import (
-    ConceptHeadConfig,
-    fit_concept_head,
-    name_indices,
-)
+from tokenize_anything.training.concept_head import fit_concept_head, name_indices
+from tokenize_anything.training.token_heads import HeadConfig
 
-CONFIG = ConceptHeadConfig(batch_size=17, num_epochs=40, token_noise=0.05, token_dropout=0.0)
+CONFIG = HeadConfig(batch_size=17, num_epochs=40, token_noise=0.05, token_dropout=0.0)
 BOX = (0.0, 0.0, 5.0, 7.0)
 
 

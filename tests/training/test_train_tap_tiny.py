@@ -86,8 +86,11 @@ def test_all_phases_run_and_are_packed_into_one_file(
     assert companions.text_tokenizer.vocabulary_size == model.config.vocabulary_size
     trained = load_model(out / "c" / "model.safetensors", device="cpu", dtype="float32")
     for name, value in model.state_dict().items():
-        half = trained.state_dict()[name]
-        torch.testing.assert_close(value, half, rtol=1e-3, atol=1e-6, msg=name)
+        before = trained.state_dict()[name]
+        if "semantic_head" in name or "iou_head" in name:  # learnt once more, on tokens
+            assert not torch.allclose(value, before, rtol=1e-3, atol=1e-6), name
+        else:  # but for float16
+            torch.testing.assert_close(value, before, rtol=1e-3, atol=1e-6, msg=name)
     tool.train(data, out, stage1, stage2)  # all is finished already
     again = load_model(packed, device="cpu", dtype="float32").state_dict()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())

@@ -56,12 +56,14 @@ class AttendedPrompts:
     """What R prompts have become before any mask is made, in the model frame.
 
     features: (R,n,C) the cells of the image as each prompt has rewritten them.
+    iou_token: (R,C), input of the IoU head.
     iou_scores: (R,4) float32 estimates of the IoU of each mask.
     mask_tokens: (R,4,C).
     semantic_tokens: (R,4,C), input of the text decoder.
     """
 
     features: Tensor
+    iou_token: Tensor
     iou_scores: Tensor
     mask_tokens: Tensor
     semantic_tokens: Tensor
@@ -164,6 +166,7 @@ class ImageDecoder(nn.Module):
         semantic_tokens, iou_token, mask_tokens = tokens[:, :9].split([4, 1, 4], dim=1)
         return AttendedPrompts(
             features=features.flatten(0, 1),
+            iou_token=iou_token[:, 0],
             iou_scores=self.iou_head(iou_token[:, 0]).float(),
             mask_tokens=mask_tokens,
             semantic_tokens=semantic_tokens,

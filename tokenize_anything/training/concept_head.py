@@ -7,9 +7,7 @@ tokens that are kept on disk (see `semantic_token_cache`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,30 +18,7 @@ from torch import Tensor
 from tokenize_anything.concepts import ConceptVocabulary
 from tokenize_anything.data.region_captions import CaptionedRegion, name_to_caption
 from tokenize_anything.modeling import TAP
-from tokenize_anything.training.config import require_counts, require_fractions
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConceptHeadConfig:
-    """How the head is trained.
-
-    peak_lr: learning rate of AdamW, falling to 0 along a cosine.
-    token_dropout: share of a token's channels set to zero.
-    token_noise: Gaussian noise on tokens, in standard deviations of each channel.
-    num_epochs: how often each region is drawn, on average.
-    """
-
-    peak_lr: float = 1e-3
-    weight_decay: float = 0.05
-    token_dropout: float = 0.3
-    token_noise: float = 0.15
-    batch_size: int = 256
-    num_epochs: int = 15
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_counts(self, ("batch_size", "num_epochs"))
-        require_fractions(self, ("token_dropout",))
+from tokenize_anything.training.token_heads import HeadConfig, fit_head
 
 
 def name_indices(
@@ -59,7 +34,7 @@ def fit_concept_head(
     tokens: Tensor,
     names: NDArray[np.int64],
     vocabulary: ConceptVocabulary,
-    config: ConceptHeadConfig | None = None,
+    config: HeadConfig | None = None,
 ) -> None:
     """Train `model.image_decoder.semantic_head` on named tokens; nothing else changes.
 
@@ -75,7 +50,6 @@ def fit_concept_head(
     Raises:
         ValueError: other shapes, or no named region.
     """
-    config = config or ConceptHeadConfig()
     width = model.config.decoder_dim
     if tokens.ndim != 2 or tokens.shape[1] != width or len(tokens) != len(names):
         raise ValueError(
@@ -85,24 +59,10 @@ def fit_concept_head(
     known = torch.from_numpy(names >= 0)
     if not known.any():
         raise ValueError("names: expected at least one region that a concept names, got none")
-    tokens, targets = tokens[known].float(), torch.from_numpy(names)[known]
-    deviation = tokens.std(dim=0, unbiased=False)
-    head = model.image_decoder.semantic_head.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        head.parameters(), lr=config.peak_lr, weight_decay=config.weight_decay
+    targets = torch.from_numpy(names)[known]
+    fit_head(
+        model.image_decoder.semantic_head,
+        tokens[known],
+        lambda rows, found: F.nll_loss(vocabulary.log_probs(found), targets[rows]),
+        config or HeadConfig(),
     )
-    generator = torch.Generator().manual_seed(config.seed)
-    num_steps = math.ceil(config.num_epochs * len(tokens) / config.batch_size)
-    for step in range(num_steps):
-        lr = config.peak_lr * (1 + math.cos(math.pi * step / num_steps)) / 2
-        optimizer.param_groups[0]["lr"] = lr
-        rows = torch.randint(len(tokens), (config.batch_size,), generator=generator)
-        noise = torch.randn(len(rows), width, generator=generator) * config.token_noise
-        kept = torch.rand(len(rows), width, generator=generator) >= config.token_dropout
-        scale = 1 / (1 - config.token_dropout) if config.token_dropout < 1 else 0.0
-        seen = (tokens[rows] + noise * deviation) * kept * scale
-        loss = F.nll_loss(vocabulary.log_probs(head(seen)), targets[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    head.requires_grad_(False)
