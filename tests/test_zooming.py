@@ -67,7 +67,7 @@ def test_only_small_boxes_have_a_view():
 
 
 def test_a_click_has_views_of_several_sizes():
-    sides = (106, 53)  # an eighth of the photo, 26 pixels, is under MIN_WINDOW
+    sides = (106, 74, 53, 38)  # an eighth of the photo, 26 pixels, is under MIN_WINDOW
     expected = [(0, zoom_window((40, 20), side, (HEIGHT, WIDTH))) for side in sides]
     assert views_of(PointPrompts.from_points([[40, 20]])) == expected
     two = PointPrompts.from_points([[[40, 20], [90, 60]]], [[1, 0]])  # 50 pixels apart
@@ -102,7 +102,7 @@ def test_the_chosen_view_of_a_click_counts(predictor, photo):
             )
             for x0, y0, x1, y1 in views
         ]
-        masks = np.zeros((3, HEIGHT, WIDTH), bool)
+        masks = np.zeros((5, HEIGHT, WIDTH), bool)
         for mask, answer, (x0, y0, x1, y1) in zip(masks, answers, views, strict=True):
             mask[y0:y1, x0:x1] = answer.masks[0]
         best = choose_answer([answer.iou_scores[0] for answer in answers], masks)

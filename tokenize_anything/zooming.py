@@ -36,8 +36,8 @@ from tokenize_anything.region_decoding import (
 VIEWS_AT_ONCE = 8
 MANY_CLICKS = 5  # foreground clicks from which on they show how large a region is
 WIDENING = 0.25  # of their bounding box, whose clicks lie inside of the region
-CLICK_VIEWS = (0.5, 0.25, 0.125)  # sides of the views around fewer clicks, of the photo's long side
-AGREEMENT_WEIGHT = 0.5  # of the mean IoU with the other answers, beside the predicted IoU
+CLICK_VIEWS = (0.5, 0.35, 0.25, 0.18, 0.125)  # sides around fewer clicks, of the long side
+AGREEMENT_WEIGHT = 0.8  # of the mean IoU with the other answers, beside the predicted IoU
 MAX_VIEW = 0.85  # a view this much of the photo's long side, or more, would show little that is new
 
 
