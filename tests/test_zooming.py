@@ -12,7 +12,13 @@ from tests.tiny_predictor import assert_same, make_mixed_prompts, make_photo, ti
 from tokenize_anything import EncodedImage, PointPrompts, TAPConfig, TAPPredictor
 from tokenize_anything.geometry import MIN_WINDOW, mask_iou, zoom_window
 from tokenize_anything.image_transform import ImageFrame
-from tokenize_anything.zooming import AGREEMENT_WEIGHT, MAX_VIEW, choose_answer, list_views
+from tokenize_anything.zooming import (
+    AGREEMENT_WEIGHT,
+    MAX_VIEW,
+    choose_answer,
+    list_views,
+    shows_extent,
+)
 
 HEIGHT, WIDTH = 149, 211
 SMALL, LARGE = [101.0, 53.0, 124.0, 72.0], [5.0, 3.0, 203.0, 131.0]
@@ -89,10 +95,18 @@ def test_answers_are_chosen_by_score_and_agreement():
     assert choose_answer([0.5, 0.5, 0.5 + agreement - 0.01], masks) == 0
     assert choose_answer([0.5, 0.51, 0.5 + agreement - 0.01], masks) == 1
     assert choose_answer([0.5, 0.5, 0.5 + agreement + 0.01], masks) == 2
+    masks[2] = False  # an empty mask agrees with none, and loses nothing else by it
+    assert choose_answer([0.5, 0.5, 0.5 + agreement + 0.01], masks) == 2
+
+
+def test_five_clicks_inside_show_the_extent_and_four_do_not():
+    points = [[40, 20], [45, 30], [60, 25], [52, 41], [48, 22]]
+    for labels, expected in (([1, 1, 1, 1, 1], True), ([1, 1, 1, 1, 0], False)):
+        assert shows_extent(PointPrompts.from_points([points], [labels])).tolist() == [expected]
 
 
 def test_the_chosen_view_of_a_click_counts(predictor, photo):
-    places = []
+    places, slots = [], set()
     for point in np.array([[101.0, 67.0], [17, 130], [180, 23], [60, 60], [140, 120]]):
         views = [(0, 0, WIDTH, HEIGHT)]
         views += [window for _, window in views_of(PointPrompts.from_points(point[None]))]
@@ -108,11 +122,14 @@ def test_the_chosen_view_of_a_click_counts(predictor, photo):
         best = choose_answer([answer.iou_scores[0] for answer in answers], masks)
         found = predictor.predict_mask_concept_caption(photo, points=[point])
         np.testing.assert_allclose(found.iou_scores, answers[best].iou_scores, rtol=1e-4)
+        assert found.mask_index == answers[best].mask_index
+        slots |= {(int(answers[0].mask_index[0]), int(found.mask_index[0]))}
         expected = answers[best].semantic_tokens
         np.testing.assert_allclose(found.semantic_tokens, expected, rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(found.masks[0], masks[best])
         places.append(best)
     assert any(places)  # or this would show nothing
+    assert any(first != chosen for first, chosen in slots)
 
 
 def test_a_small_box_equals_the_same_box_in_its_window(predictor, photo):

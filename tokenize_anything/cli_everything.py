@@ -22,7 +22,9 @@ from tokenize_anything.cli_everything_files import (
 )
 from tokenize_anything.cli_files import PICTURE_FORMATS, check_outputs, encode_picture, write_whole
 from tokenize_anything.cli_model import (
+    add_caption_options,
     add_model_options,
+    check_caption_options,
     load_predictor,
     parse_count,
     read_concepts,
@@ -112,14 +114,7 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--top-k", metavar="K", type=parse_count, default=1, help="concepts per region (1)"
     )
-    group.add_argument(
-        "--beams",
-        metavar="N",
-        type=parse_count,
-        default=1,
-        help="width of the beam search for captions (1: greedy)",
-    )
-    group.add_argument("--no-captions", action="store_true", help="do not write captions")
+    add_caption_options(group)
     group.add_argument(
         "--save",
         metavar="FILE",
@@ -136,8 +131,7 @@ def read_search_config(arguments: argparse.Namespace) -> EverythingConfig:
 
 
 def _check_options(arguments: argparse.Namespace, photos: Sequence[Path]) -> None:
-    if arguments.no_captions and arguments.beams > 1:
-        raise ValueError("--beams: there are no captions to search with --no-captions; drop one")
+    check_caption_options(arguments)
     if arguments.out is None and len(photos) > 1:
         raise ValueError(
             f"--out: {len(photos)} photos need a folder for the results; add --out DIR"

@@ -38,6 +38,24 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_caption_options(group: argparse._ArgumentGroup) -> None:
+    """Add --beams and --no-captions."""
+    group.add_argument(
+        "--beams",
+        metavar="N",
+        type=parse_count,
+        default=1,
+        help="width of the beam search for captions (1: greedy)",
+    )
+    group.add_argument("--no-captions", action="store_true", help="do not write captions")
+
+
+def check_caption_options(arguments: argparse.Namespace) -> None:
+    """Raise ValueError where options of `add_caption_options` contradict each other."""
+    if arguments.no_captions and arguments.beams > 1:
+        raise ValueError("--beams: there are no captions to search with --no-captions; drop one")
+
+
 def parse_count(text: str) -> int:
     """A whole number from 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -18,7 +18,9 @@ from tokenize_anything.cli_files import (
     write_whole,
 )
 from tokenize_anything.cli_model import (
+    add_caption_options,
     add_model_options,
+    check_caption_options,
     load_predictor,
     parse_count,
     read_concepts,
@@ -80,14 +82,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--top-k", metavar="K", type=parse_count, default=1, help="concepts per region (1)"
     )
-    group.add_argument(
-        "--beams",
-        metavar="N",
-        type=parse_count,
-        default=1,
-        help="width of the beam search for captions (1: greedy)",
-    )
-    group.add_argument("--no-captions", action="store_true", help="do not write captions")
+    add_caption_options(group)
     group.add_argument(
         "--json", metavar="FILE", help="write the regions as JSON, masks as COCO run-length code"
     )
@@ -102,8 +97,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    if arguments.no_captions and arguments.beams > 1:
-        raise ValueError("--beams: there are no captions to search with --no-captions; drop one")
+    check_caption_options(arguments)
     if arguments.vectors and arguments.json is None:
         raise ValueError("--vectors: they go into the JSON; add --json FILE")
     outputs = {"--json": arguments.json, "--save": arguments.save}

@@ -11,7 +11,9 @@ from typing import Any
 from tokenize_anything.cli_cluster import add_cluster_options, connect_to_cluster
 from tokenize_anything.cli_everything import add_search_options, read_search_config
 from tokenize_anything.cli_model import (
+    add_caption_options,
     add_model_options,
+    check_caption_options,
     load_predictor,
     parse_count,
     read_concepts,
@@ -92,10 +94,7 @@ def _add_build_command(subparsers: Any) -> None:
 
 def _add_answer_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("answer and work")
-    group.add_argument("--no-captions", action="store_true", help="do not write captions")
-    group.add_argument(
-        "--beams", metavar="N", type=parse_count, default=1, help="of the captions (1: greedy)"
-    )
+    add_caption_options(group)
     group.add_argument(
         "--vectors",
         choices=("float32", "float16"),
@@ -136,6 +135,7 @@ def _add_verify_command(subparsers: Any) -> None:
 def run_build(arguments: argparse.Namespace) -> None:
     """Find the photos, make their tokens, and say what came out."""
     _check_out(arguments.out)
+    check_caption_options(arguments)
     photos = _open_photos(arguments)
     settings = TokenSettings(
         search=read_search_config(arguments),

@@ -126,6 +126,10 @@ def test_the_identity_is_that_of_the_weights_in_either_dtype() -> None:
     predictor.concepts = dataclasses.replace(predictor.concepts, space="MiniLM@12")
     assert model_identity(predictor) == f"{identity} in MiniLM@12"
     assert space_of_identity(model_identity(predictor)) == "MiniLM@12"
+    once = predictor.model.config
+    predictor.model.config = dataclasses.replace(once, zoom=0.5)  # other tokens from the weights
+    assert not model_identity(predictor).startswith(identity)
+    predictor.model.config = once
     predictor.concepts = None
     predictor.model.bfloat16()
     assert model_identity(predictor) == identity

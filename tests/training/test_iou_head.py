@@ -14,14 +14,18 @@ from tests.tiny_predictor import sharpen
 from tokenize_anything import TAPPredictor
 from tokenize_anything.data.coco_lvis import read_regions
 from tokenize_anything.data.region_dataset import read_image
+from tokenize_anything.data.samples import RegionAnnotation
 from tokenize_anything.geometry import decode_rle
 from tokenize_anything.training.iou_head import (
     IouSamples,
     IouSampling,
     collect_iou_samples,
+    draw_prompts,
     fit_iou_head,
+    ious_in_view,
 )
 from tokenize_anything.training.token_heads import HeadConfig
+from tokenize_anything.zooming import View
 
 
 def records_of(folder: Path):
@@ -59,6 +63,29 @@ def test_a_model_that_looks_twice_is_asked_in_its_views(tmp_path):
     twice = collect_iou_samples(sharpen(tiny_tap(tiny_config(zoom=0.5))), records)
     assert len(twice.tokens) > len(once.tokens)
     assert ((twice.ious >= 0) & (twice.ious <= 1)).all()
+
+
+def test_what_a_view_cuts_off_counts_as_missed():
+    truth = np.zeros((7, 11), bool)
+    truth[2:5, 3:9] = True  # 18 pixels, 9 of them in the view
+    found = np.zeros((4, 5, 6), bool)
+    found[1, :, :] = True  # 30 pixels
+    found[2, 2:5, 3:6] = True  # the 9
+    ious = ious_in_view(found, truth, View(0, (0, 0, 6, 5)))
+    np.testing.assert_allclose(ious, [0, 9 / 39, 9 / 18, 0])
+
+
+def test_clicks_lie_on_their_region_and_boxes_near_it():
+    mask = np.zeros((31, 53), bool)
+    mask[5:9, 30:50] = True
+    region = RegionAnnotation(box_xyxy=(30, 5, 50, 9))
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        click, box = draw_prompts(region, mask, IouSampling(box_noise=0.05), rng)
+        x, y = click.coords_xy[0, 0].astype(int)
+        assert mask[y, x]
+        assert np.abs(box.coords_xy[0].ravel() - [30, 5, 50, 9]).max() <= 0.2 * 20
+        assert np.abs(box.coords_xy[0, :, 1] - [5, 9]).max() <= 0.2 * 4
 
 
 def test_seed_and_limits(tmp_path):

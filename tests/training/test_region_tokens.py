@@ -226,11 +226,15 @@ def test_the_key_knows_what_tokens_depend_on(tmp_path: Path) -> None:
         assert key(first) == keys[0]
         first.model.image_decoder.iou_token.add_(1e-3)
     keys.append(key(first))
+    keys.append(key(make_source(folder, precision="bfloat16")))
+    twice = make_source(folder)
+    twice.model.config = dataclasses.replace(twice.model.config, zoom=0.5)
+    keys.append(key(twice))
     moved = make_source(folder)
     region = moved.regions[0]
     moved.regions = [CaptionedRegion(0, (0.0, 0.0, 3.0, 4.0), region.texts), *moved.regions[1:]]
     keys.append(key(moved))
-    assert len(set(keys)) == 7
+    assert len(set(keys)) == 9
 
 
 def test_tokens_of_another_key_or_damaged_ones_are_not_used(tmp_path: Path) -> None:

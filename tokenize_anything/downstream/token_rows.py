@@ -29,10 +29,13 @@ def model_identity(predictor: TAPPredictor) -> str:
     """What tells models apart: "tap@FINGERPRINT in SPACE", without the end if that is not known.
 
     The fingerprint is that of the weights rounded to bfloat16, so that a model has one identity in
-    float32 and in bfloat16. SPACE is the text space of the semantic embeddings.
+    float32 and in bfloat16, and of `TAPConfig.zoom`, which changes tokens as weights do. SPACE is
+    the text space of the semantic embeddings.
     """
     state = predictor.model.state_dict()
     rounded = {n: t.to(torch.bfloat16) if t.is_floating_point() else t for n, t in state.items()}
+    if predictor.model.config.zoom:
+        rounded["config.zoom"] = torch.tensor([predictor.model.config.zoom])
     space = predictor.concepts.space if predictor.concepts is not None else ""
     return f"tap@{fingerprint(rounded)}" + (f"{_IN_SPACE}{space}" if space else "")
 

@@ -86,7 +86,7 @@ def collect_iou_samples(
             rgb = read_image(records[index])
             masks = np.stack([decode_rle(regions[pick].rle) for pick in picks])
             prompts = [
-                _draw_prompts(regions[p], m, config, rng) for p, m in zip(picks, masks, strict=True)
+                draw_prompts(regions[p], m, config, rng) for p, m in zip(picks, masks, strict=True)
             ]
             parts += [
                 _ask(model, rgb, mask, each) for mask, each in zip(masks, prompts, strict=True)
@@ -95,7 +95,7 @@ def collect_iou_samples(
     return IouSamples(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
 
-def _draw_prompts(
+def draw_prompts(
     region: RegionAnnotation,
     mask: NDArray[np.bool_],
     config: IouSampling,
@@ -141,14 +141,14 @@ def _ask(
         logits = model.image_decoder.make_masks(attended, rows, slots)
         for index, (view, frame) in enumerate(zip(views, frames, strict=True)):
             four = logits[index * NUM_MASK_SLOTS : (index + 1) * NUM_MASK_SLOTS]
-            ious.append(_ious_in_view(restore_masks(four, frame), mask, view))
+            ious.append(ious_in_view(restore_masks(four, frame), mask, view))
         tokens.append(attended.iou_token.float().cpu())
         is_box += [bool(prompt.is_box[0])] * len(views)
     measured = torch.from_numpy(np.stack(ious)).float()
     return IouSamples(torch.cat(tokens), measured, torch.tensor(is_box))
 
 
-def _ious_in_view(
+def ious_in_view(
     found: NDArray[np.bool_], truth: NDArray[np.bool_], view: View
 ) -> NDArray[np.float64]:
     """IoU (4,) of masks (4,h,w) of a view with the truth (H,W) of the photo."""
