@@ -10,15 +10,10 @@ import torch
 
 from tests.tiny_predictor import assert_same, make_mixed_prompts, make_photo, tiny_predictor
 from tokenize_anything import EncodedImage, PointPrompts, TAPConfig, TAPPredictor
-from tokenize_anything.geometry import MIN_WINDOW, mask_iou, zoom_window
-from tokenize_anything.image_transform import ImageFrame
-from tokenize_anything.zooming import (
-    AGREEMENT_WEIGHT,
-    MAX_VIEW,
-    choose_answer,
-    list_views,
-    shows_extent,
-)
+from tokenize_anything.answer_choice import STABILITY_WEIGHT, choose_answer, obedience
+from tokenize_anything.geometry import MIN_WINDOW, zoom_window
+from tokenize_anything.image_transform import ImageFrame, restore_masks
+from tokenize_anything.zooming import MAX_VIEW, list_views
 
 HEIGHT, WIDTH = 149, 211
 SMALL, LARGE = [101.0, 53.0, 124.0, 72.0], [5.0, 3.0, 203.0, 131.0]
@@ -87,49 +82,48 @@ def test_a_mask_has_the_view_of_its_clicks_made_wider():
     assert views_of(prompts) == [(0, zoom_window((120, 60), 80, (HEIGHT, WIDTH)))]
 
 
-def test_answers_are_chosen_by_score_and_agreement():
-    masks = np.zeros((3, 4, 5), bool)
-    masks[0, :2], masks[1, :3], masks[2, 3, :2] = True, True, True  # 10, 15 and 2 pixels
-    assert mask_iou(masks[:1], masks[1:]).tolist() == [[pytest.approx(2 / 3), 0]]
-    agreement = AGREEMENT_WEIGHT / 3  # of the first two; the third has none
-    assert choose_answer([0.5, 0.5, 0.5 + agreement - 0.01], masks) == 0
-    assert choose_answer([0.5, 0.51, 0.5 + agreement - 0.01], masks) == 1
-    assert choose_answer([0.5, 0.5, 0.5 + agreement + 0.01], masks) == 2
-    masks[2] = False  # an empty mask agrees with none, and loses nothing else by it
-    assert choose_answer([0.5, 0.5, 0.5 + agreement + 0.01], masks) == 2
-
-
-def test_five_clicks_inside_show_the_extent_and_four_do_not():
-    points = [[40, 20], [45, 30], [60, 25], [52, 41], [48, 22]]
-    for labels, expected in (([1, 1, 1, 1, 1], True), ([1, 1, 1, 1, 0], False)):
-        assert shows_extent(PointPrompts.from_points([points], [labels])).tolist() == [expected]
-
-
-def test_the_chosen_view_of_a_click_counts(predictor, photo):
-    places, slots = [], set()
-    for point in np.array([[101.0, 67.0], [17, 130], [180, 23], [60, 60], [140, 120]]):
-        views = [(0, 0, WIDTH, HEIGHT)]
-        views += [window for _, window in views_of(PointPrompts.from_points(point[None]))]
-        answers = [
-            predictor.predict_mask_concept_caption(
-                np.ascontiguousarray(photo[y0:y1, x0:x1]), points=[point - [x0, y0]], zoom=0
-            )
-            for x0, y0, x1, y1 in views
-        ]
-        masks = np.zeros((5, HEIGHT, WIDTH), bool)
-        for mask, answer, (x0, y0, x1, y1) in zip(masks, answers, views, strict=True):
-            mask[y0:y1, x0:x1] = answer.masks[0]
-        best = choose_answer([answer.iou_scores[0] for answer in answers], masks)
-        found = predictor.predict_mask_concept_caption(photo, points=[point])
-        np.testing.assert_allclose(found.iou_scores, answers[best].iou_scores, rtol=1e-4)
-        assert found.mask_index == answers[best].mask_index
-        slots |= {(int(answers[0].mask_index[0]), int(found.mask_index[0]))}
-        expected = answers[best].semantic_tokens
-        np.testing.assert_allclose(found.semantic_tokens, expected, rtol=1e-4, atol=1e-4)
-        np.testing.assert_array_equal(found.masks[0], masks[best])
-        places.append(best)
-    assert any(places)  # or this would show nothing
-    assert any(first != chosen for first, chosen in slots)
+def test_the_chosen_answer_to_a_click_counts(photo):
+    predictor = tiny_predictor(zoom=0.5)
+    last = predictor.model.image_decoder.iou_head.layers[-1]
+    with torch.no_grad():  # scores so near each other that the rest counts
+        last.weight.mul_(0.05)
+        last.bias.mul_(0.05)
+    near, best = set(), set()
+    clicks = [[101, 67], [17, 130], [180, 23], [60, 60], [140, 120], [29, 31], [97, 11]]
+    many = make_photo(HEIGHT, WIDTH)[..., 0] > 150  # nine clicks, spread over the photo
+    small = np.zeros((HEIGHT, WIDTH), bool)
+    small[40:81, 100:141] = True
+    for prompt in [
+        *(PointPrompts.from_points([click]) for click in clicks),
+        PointPrompts.from_points([[[60, 60], [80, 40]]], [[1, 0]]),
+        PointPrompts.from_masks(many),
+        PointPrompts.from_masks(small),
+    ]:
+        views = [window for _, window in views_of(prompt)]
+        is_extent = (prompt.labels == 1).sum() >= 5
+        views = views if views and is_extent else [(0, 0, WIDTH, HEIGHT), *views]
+        scores, merits = np.zeros((len(views), 3)), np.zeros((len(views), 3))
+        masks, tokens = np.zeros((len(views), 3, HEIGHT, WIDTH), bool), []
+        for view, (x0, y0, x1, y1) in enumerate(views):
+            encoded = predictor.encode_images(np.ascontiguousarray(photo[y0:y1, x0:x1]))
+            coords = prompt.coords_xy - np.array([x0, y0], np.float32)
+            outputs = predictor.decode_regions(encoded, PointPrompts(coords, prompt.labels))
+            logits = outputs.mask_logits[0, 1:]
+            masks[view, :, y0:y1, x0:x1] = restore_masks(logits, encoded.frame)
+            scores[view] = outputs.iou_scores[0, 1:]
+            stability = ((logits > 1).sum((1, 2)) / (logits > -1).sum((1, 2))).numpy()
+            merits[view] = STABILITY_WEIGHT * stability + obedience(masks[view], prompt)
+            tokens.append(outputs.semantic_tokens[0, 1:])
+        view, slot = choose_answer(scores, merits, masks)
+        found = predictor.predict_mask_concept_caption(photo, prompts=prompt)
+        np.testing.assert_allclose(found.iou_scores[0], scores[view, slot], atol=1e-4)
+        assert found.mask_index == slot + 1
+        expected = tokens[view][slot]
+        np.testing.assert_allclose(found.semantic_tokens[0], expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(found.masks[0], masks[view, slot])
+        near.add(view > 0)
+        best.add(bool(slot == scores[view].argmax()))
+    assert near == {True, False} == best  # or this would show little
 
 
 def test_a_small_box_equals_the_same_box_in_its_window(predictor, photo):

@@ -379,3 +379,13 @@ def masks_to_polygons(masks: ArrayLike) -> list[list[NDArray[np.float32]]]:
         large.sort(key=cv2.contourArea, reverse=True)
         polygons.append([outline[:, 0].astype(np.float32) for outline in large])
     return polygons
+
+
+def innermost_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """The pixel (x, y) of a mask (H,W) that is farthest from its border."""
+    import cv2
+
+    padded = np.pad(mask, 1).astype(np.uint8)
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
+    row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+    return int(column), int(row)

@@ -3,9 +3,9 @@
 A region that is a small part of the photo covers a few cells of the feature grid, too few for its
 outline. A view in which it fills a fixed share has cells enough. A box, a mask or a sketch says how
 large its region is, and gets one such view. A click does not: it gets views of several sizes, and
-the answer counts that has the best predicted IoU and agreement with the others. Interactive
-segmentation knows the step as Zoom-In (Sofiiuk et al. 2020, "f-BRS", section 3.3). It costs an
-encoding for each view, so that it suits small encoders.
+the answer counts that `answer_choice` picks. Interactive segmentation knows the step as Zoom-In
+(Sofiiuk et al. 2020, "f-BRS", section 3.3). It costs an encoding for each view, so that it suits
+small encoders.
 """
 
 from __future__ import annotations
@@ -19,9 +19,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenize_anything.config import PointLabel
-from tokenize_anything.geometry import MIN_WINDOW, mask_iou, zoom_window
+from tokenize_anything.answer_choice import (
+    STABILITY_OFFSET,
+    STABILITY_WEIGHT,
+    choose_answer,
+    obedience,
+    shows_extent,
+)
+from tokenize_anything.config import NUM_MASK_SLOTS, PointLabel
+from tokenize_anything.geometry import MIN_WINDOW, zoom_window
 from tokenize_anything.image_transform import ImageFrame, load_image, prepare_images, restore_masks
+from tokenize_anything.mask_filtering import stability_scores
 from tokenize_anything.modeling import TAP, RegionOutputs
 from tokenize_anything.prompt_arguments import PromptArguments
 from tokenize_anything.prompts import PointPrompts
@@ -29,15 +37,15 @@ from tokenize_anything.region_decoding import (
     DecodedImage,
     EncodedImage,
     check_encoded,
+    decode_chunks,
     decode_image,
     encode_photo,
 )
 
 VIEWS_AT_ONCE = 8
-MANY_CLICKS = 5  # foreground clicks from which on they show how large a region is
 WIDENING = 0.25  # of their bounding box, whose clicks lie inside of the region
 CLICK_VIEWS = (0.5, 0.35, 0.25, 0.18, 0.125)  # sides around fewer clicks, of the long side
-AGREEMENT_WEIGHT = 0.8  # of the mean IoU with the other answers, beside the predicted IoU
+COMPARED_SIDE = 256  # masks are compared at no less than so many steps along the long side
 MAX_VIEW = 0.85  # a view this much of the photo's long side, or more, would show little that is new
 
 
@@ -94,47 +102,69 @@ def decode_closely(
     first = decode_image(model, encoded, prompts, chunk=chunk)
     if not zoom or encoded.rgb is None:
         return first
-    is_known = shows_extent(prompts)
-    undecided: dict[int, list[tuple[DecodedViews, int]]] = {}
-    for part in decode_views(model, encoded.rgb, prompts, list_views(prompts, encoded, zoom)):
-        for index, view in enumerate(part.views):
-            if is_known[view.row]:
-                _replace(first, part, index)
-            else:
-                undecided.setdefault(view.row, []).append((part, index))
-    for row, answers in undecided.items():
-        scores = [float(first.iou_scores[row])]
-        masks = np.zeros((1 + len(answers), *first.masks.shape[1:]), bool)
-        masks[0] = first.masks[row]
-        for place, (part, index) in enumerate(answers, start=1):
-            scores.append(float(part.outputs.select(part.outputs.iou_scores)[index]))
-            part.paste_mask(index, masks[place])
-        best = choose_answer(scores, masks)
-        if best:
-            _replace(first, *answers[best - 1])
+    views = list_views(prompts, encoded, zoom)
+    boxed = [view for view in views if prompts.is_box[view.row]]
+    for part in decode_views(model, encoded.rgb, prompts, boxed, all_slots=False):
+        for index in range(len(part.views)):
+            part.write_answer(index, int(part.outputs.mask_index[index]), first)
+    clicked = ~prompts.is_box & (prompts.labels != PointLabel.PADDING).any(axis=1)
+    if clicked.any():
+        rows = np.flatnonzero(clicked)
+        answers = _answer_clicks(model, encoded, prompts, rows=rows, views=views, chunk=chunk)
+        for part, index, slot in answers:
+            part.write_answer(index, slot, first)
     return first
 
 
-def choose_answer(scores: Sequence[float], masks: NDArray[np.bool_]) -> int:
-    """Which answer to the same clicks counts: one that scores high, and that others resemble.
+def _answer_clicks(
+    model: TAP,
+    encoded: EncodedImage,
+    prompts: PointPrompts,
+    *,
+    rows: NDArray[np.intp],
+    views: list[View],
+    chunk: int,
+) -> Iterator[tuple[DecodedViews, int, int]]:
+    """Choose between all masks of the photo and of the views; many clicks trust their view.
 
-    Args:
-        scores: n predicted IoUs.
-        masks: (n,H,W) of views of several sizes, n at least 2.
-
-    Returns:
-        Its place; the first of equals.
+    Yields, for each of `rows`, the views with the answer, its place among them, and its slot.
     """
-    overlaps = mask_iou(masks, masks)
-    np.fill_diagonal(overlaps, 0)
-    agreement = overlaps.sum(axis=1) / (len(masks) - 1)
-    return int((np.asarray(scores) + AGREEMENT_WEIGHT * agreement).argmax())
+    assert encoded.rgb is not None
+    is_known = shows_extent(prompts)
+    height, width = encoded.original_hw
+    near: dict[int, list[View]] = {}
+    for view in views:
+        near.setdefault(view.row, []).append(view)
+    chunks = decode_chunks(model, encoded, prompts[rows], chunk=chunk, all_slots=True)
+    for places, outputs in chunks:
+        whole = [View(int(rows[place]), (0, 0, width, height)) for place in places]
+        far = DecodedViews(whole, [encoded.frame] * len(whole), outputs)
+        for index, view in enumerate(whole):
+            around = near.get(view.row, [])
+            answers = [] if around and is_known[view.row] else [(far, index)]
+            for part in decode_views(model, encoded.rgb, prompts, around, all_slots=True):
+                answers += [(part, number) for number in range(len(part.views))]
+            place, slot = _choose(answers, prompts[view.row], (height, width))
+            yield *answers[place], slot
 
 
-def shows_extent(prompts: PointPrompts) -> NDArray[np.bool_]:
-    """(R,) whether a prompt says how large its region is: a box, or many clicks inside of it."""
-    num_inside = (prompts.labels == PointLabel.FOREGROUND).sum(axis=1)
-    return prompts.is_box | (num_inside >= MANY_CLICKS)
+def _choose(
+    answers: Sequence[tuple[DecodedViews, int]], prompt: PointPrompts, image_hw: tuple[int, int]
+) -> tuple[int, int]:
+    """Place and slot of the answer that counts, of slots 1 to 3; see `answer_choice`."""
+    step = max(1, max(image_hw) // COMPARED_SIDE)
+    scores, merits, masks = [], [], []
+    for part, index in answers:
+        found = np.zeros((NUM_MASK_SLOTS - 1, *image_hw), bool)
+        for slot in range(1, NUM_MASK_SLOTS):
+            part.paste_mask(index, slot, found[slot - 1])
+        logits = part.outputs.mask_logits[index, 1:]
+        stability = stability_scores(logits, STABILITY_OFFSET).double().cpu().numpy()
+        merits.append(STABILITY_WEIGHT * stability + obedience(found, prompt))
+        scores.append(part.outputs.iou_scores[index, 1:].double().cpu().numpy())
+        masks.append(found[:, ::step, ::step].copy())
+    place, slot = choose_answer(np.stack(scores), np.stack(merits), np.stack(masks))
+    return place, slot + 1
 
 
 @dataclass(frozen=True)
@@ -182,25 +212,31 @@ class DecodedViews:
     frames: list[ImageFrame]
     outputs: RegionOutputs
 
-    def paste_mask(self, index: int, target: NDArray[np.bool_]) -> None:
-        """Write the mask of one view into `target` (H,W), all False before."""
+    def paste_mask(self, index: int, slot: int, target: NDArray[np.bool_]) -> None:
+        """Write a mask of one view into `target` (H,W), all False before."""
         x0, y0, x1, y1 = self.views[index].window_xyxy
-        logits = self.outputs.mask_logits[index : index + 1]
+        logits = self.outputs.mask_logits[index]
+        logits = logits[slot : slot + 1] if len(logits) > 1 else logits
         target[y0:y1, x0:x1] = restore_masks(logits, self.frames[index])[0]
 
-
-def _replace(decoded: DecodedImage, part: DecodedViews, index: int) -> None:
-    """Put what a view says in the place of what is known of its region."""
-    row, outputs = part.views[index].row, part.outputs
-    decoded.masks[row] = False
-    part.paste_mask(index, decoded.masks[row])
-    for name in ("iou_scores", "semantic_tokens", "semantic_embeddings", "mask_tokens"):
-        getattr(decoded, name)[row] = outputs.select(getattr(outputs, name))[index]
-    decoded.mask_index[row] = outputs.mask_index[index]
+    def write_answer(self, index: int, slot: int, target: DecodedImage) -> None:
+        """Put what one slot of a view says in the place of what is known of its region."""
+        row, outputs = self.views[index].row, self.outputs
+        target.masks[row] = False
+        self.paste_mask(index, slot, target.masks[row])
+        for name in ("iou_scores", "semantic_tokens", "semantic_embeddings", "mask_tokens"):
+            values = getattr(outputs, name)[index]
+            getattr(target, name)[row] = values[slot] if len(values) > 1 else values[0]
+        target.mask_index[row] = slot
 
 
 def decode_views(
-    model: TAP, rgb: NDArray[np.uint8], prompts: PointPrompts, views: list[View]
+    model: TAP,
+    rgb: NDArray[np.uint8],
+    prompts: PointPrompts,
+    views: list[View],
+    *,
+    all_slots: bool,
 ) -> Iterator[DecodedViews]:
     """Encode views of a photo and decode one prompt in each, `VIEWS_AT_ONCE` at a time.
 
@@ -209,6 +245,7 @@ def decode_views(
         rgb: (H,W,3) the photo.
         prompts: original pixels.
         views: of rows of `prompts`.
+        all_slots: False computes the mask of the routed slot only.
     """
     counts = prompts.num_points
     for num_points in np.unique(counts).tolist():
@@ -232,6 +269,6 @@ def decode_views(
                 model.prepare_regions(features),
                 torch.from_numpy(np.stack(coords)).to(model.device).unsqueeze(1),
                 torch.from_numpy(labels).to(model.device).unsqueeze(1),
-                all_slots=False,
+                all_slots=all_slots,
             )
             yield DecodedViews(part, frames, outputs)

@@ -21,10 +21,10 @@ from tokenize_anything.checkpoints import save_model
 from tokenize_anything.companions import find_companions
 from tokenize_anything.evaluation.calibration import fit_line, fit_temperature
 from tokenize_anything.evaluation.region_truth import (
-    innermost_point,
     load_true_images,
     read_true_images,
 )
+from tokenize_anything.geometry import innermost_point
 
 
 def measure(predictor: TAPPredictor, images: list) -> tuple[np.ndarray, ...]:

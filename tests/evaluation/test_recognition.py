@@ -13,14 +13,13 @@ from tokenize_anything.evaluation.caption_scores import cider
 from tokenize_anything.evaluation.recognition import RecognitionConfig, evaluate_recognition
 from tokenize_anything.evaluation.recognition_scores import recognition_metrics, says_name
 from tokenize_anything.evaluation.region_truth import (
-    innermost_point,
     list_true_images,
     load_true_images,
     read_true_images,
 )
 from tokenize_anything.evaluation.rule_predictor import RulePredictor, draw_ellipse
 from tokenize_anything.evaluation.runner import RunnerConfig
-from tokenize_anything.geometry import encode_rle, mask_iou, masks_to_boxes
+from tokenize_anything.geometry import encode_rle, innermost_point, mask_iou, masks_to_boxes
 
 QUIET = RunnerConfig(show_progress=False, group_size=3)
 

@@ -9,11 +9,10 @@ import pytest
 from tests.tiny_predictor import tiny_predictor
 from tokenize_anything.evaluation.recognition import evaluate_recognition
 from tokenize_anything.evaluation.region_truth import (
-    innermost_point,
     load_true_images,
     read_true_images,
 )
-from tokenize_anything.geometry import encode_rle
+from tokenize_anything.geometry import encode_rle, innermost_point
 
 HEIGHT, WIDTH = 29, 41
 

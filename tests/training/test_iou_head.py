@@ -15,7 +15,7 @@ from tokenize_anything import TAPPredictor
 from tokenize_anything.data.coco_lvis import read_regions
 from tokenize_anything.data.region_dataset import read_image
 from tokenize_anything.data.samples import RegionAnnotation
-from tokenize_anything.geometry import decode_rle
+from tokenize_anything.geometry import decode_rle, innermost_point
 from tokenize_anything.training.iou_head import (
     IouSamples,
     IouSampling,
@@ -79,13 +79,16 @@ def test_clicks_lie_on_their_region_and_boxes_near_it():
     mask = np.zeros((31, 53), bool)
     mask[5:9, 30:50] = True
     region = RegionAnnotation(box_xyxy=(30, 5, 50, 9))
-    rng = np.random.default_rng(0)
+    rng, places = np.random.default_rng(0), []
     for _ in range(30):
         click, box = draw_prompts(region, mask, IouSampling(box_noise=0.05), rng)
         x, y = click.coords_xy[0, 0].astype(int)
         assert mask[y, x]
+        places.append((x, y))
         assert np.abs(box.coords_xy[0].ravel() - [30, 5, 50, 9]).max() <= 0.2 * 20
         assert np.abs(box.coords_xy[0, :, 1] - [5, 9]).max() <= 0.2 * 4
+    assert 8 <= places.count(innermost_point(mask)) <= 22  # half of them, the others anywhere
+    assert len(set(places)) >= 6
 
 
 def test_seed_and_limits(tmp_path):

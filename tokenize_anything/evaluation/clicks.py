@@ -20,7 +20,6 @@ from tokenize_anything.evaluation.coco_truth import (
     truth_mask,
 )
 from tokenize_anything.evaluation.overlap_scores import count_overlap, iou_of
-from tokenize_anything.evaluation.region_truth import innermost_point
 from tokenize_anything.evaluation.run_files import file_digest
 from tokenize_anything.evaluation.runner import (
     Metric,
@@ -29,7 +28,7 @@ from tokenize_anything.evaluation.runner import (
     model_digest,
     run_evaluation,
 )
-from tokenize_anything.geometry import masks_to_boxes
+from tokenize_anything.geometry import innermost_point, masks_to_boxes
 from tokenize_anything.prompts import PointPrompts
 
 MAX_CLICKS = 9  # what the model is trained with

@@ -21,9 +21,8 @@ from tqdm import tqdm
 
 from tokenize_anything.checkpoints import replace_on_success
 from tokenize_anything.evaluation.coco_truth import TruthFile, read_truth, truth_mask
-from tokenize_anything.evaluation.region_truth import innermost_point
 from tokenize_anything.evaluation.run_files import file_digest
-from tokenize_anything.geometry import encode_rle
+from tokenize_anything.geometry import encode_rle, innermost_point
 
 KINDS = ("point", "scribble", "box", "mask")
 MIN_AREA = 5  # pixels; pieces up to this area get no prompt

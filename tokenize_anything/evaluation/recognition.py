@@ -18,7 +18,6 @@ from tokenize_anything.evaluation.region_truth import (
     TrueImage,
     TrueRegion,
     decode_true_image,
-    innermost_point,
     list_true_images,
 )
 from tokenize_anything.evaluation.rule_predictor import DISC_RADIUS
@@ -30,7 +29,7 @@ from tokenize_anything.evaluation.runner import (
     model_digest,
     run_evaluation,
 )
-from tokenize_anything.geometry import encode_rle
+from tokenize_anything.geometry import encode_rle, innermost_point
 from tokenize_anything.image_transform import load_image
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.region_decoding import DecodedImage, EncodedImage

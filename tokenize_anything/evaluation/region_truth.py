@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from tokenize_anything.data.coco_lvis import category_names, read_coco_json
@@ -123,11 +122,3 @@ def _decode_mask(segmentation: Any, size_hw: tuple[Any, Any]) -> np.ndarray:
     if isinstance(segmentation, dict) and not all(size_hw):
         return decode_rle(segmentation)  # it knows its size, the file does not say the photo's
     return truth_mask(segmentation, *size_hw)
-
-
-def innermost_point(mask: np.ndarray) -> tuple[int, int]:
-    """The pixel (x, y) of a mask (H,W) that is farthest from its border."""
-    padded = np.pad(mask, 1).astype(np.uint8)
-    distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
-    row, column = np.unravel_index(int(distance.argmax()), distance.shape)
-    return int(column), int(row)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tokenize_anything.config import NUM_MASK_SLOTS
 from tokenize_anything.data.region_dataset import read_image
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation
-from tokenize_anything.geometry import decode_rle
+from tokenize_anything.geometry import decode_rle, innermost_point
 from tokenize_anything.image_transform import ImageFrame, prepare_images, restore_masks
 from tokenize_anything.modeling import TAP
 from tokenize_anything.prompts import PointPrompts
@@ -64,8 +64,8 @@ def collect_iou_samples(
 ) -> IouSamples:
     """Ask a model about regions by a click and a box each, in all their views.
 
-    A click is a random pixel of the region. The IoU is that of the whole photo: what a view cuts
-    off counts as missed.
+    A click is the innermost pixel of the region, or a random one, as often. The IoU is that of the
+    whole photo: what a view cuts off counts as missed.
 
     Args:
         model: in evaluation mode.
@@ -104,7 +104,8 @@ def draw_prompts(
     """A click and a box, (1,N,2) each."""
     rows, columns = np.nonzero(mask)
     pick = int(rng.integers(len(rows)))
-    click = PointPrompts.from_points([[columns[pick], rows[pick]]])
+    point = innermost_point(mask) if rng.random() < 0.5 else (columns[pick], rows[pick])
+    click = PointPrompts.from_points([point])
     x0, y0, x1, y1 = region.box_xyxy
     noise = rng.normal(0, config.box_noise, 4).clip(-0.2, 0.2) * np.tile([x1 - x0, y1 - y0], 2)
     return [click, PointPrompts.from_boxes([np.array(region.box_xyxy) + noise])]
@@ -113,7 +114,7 @@ def draw_prompts(
 def _ask(
     model: TAP, rgb: NDArray[np.uint8], mask: NDArray[np.bool_], prompts: list[PointPrompts]
 ) -> IouSamples:
-    """Samples of one region: both prompts, each on the photo and in its views."""
+    """Samples of one region: its prompts, each on the photo and in its views."""
     height, width = rgb.shape[:2]
     whole = EncodedImage(
         torch.zeros(0), ImageFrame.for_size(height, width, model.config.image_size)
@@ -160,7 +161,7 @@ def ious_in_view(
 def fit_iou_head(model: TAP, samples: IouSamples, config: HeadConfig = IOU_HEAD) -> None:
     """Train `model.image_decoder.iou_head` on samples; nothing else changes.
 
-    The loss is the mean squared error: of slot 0 for boxes, of the other three for clicks.
+    The loss is the mean squared error: of slot 0 for boxes, of the other three for points.
 
     Args:
         model: changed in place.
