@@ -148,6 +148,23 @@ def test_predict_without_captions_prints_no_caption_column(folder, model_file, c
     assert "caption" not in capsys.readouterr().out
 
 
+def test_predict_looks_again_as_told(folder, model_file):
+    words = ["--box", "11,7,19,13", "--json", "r.json"]
+    predictor = TAPPredictor.from_pretrained(model_file)
+    found = []
+    for zoom in (0.4, 0.0, None):
+        assert (
+            predict(model_file, *words, *(["--zoom", str(zoom)] if zoom is not None else [])) == 0
+        )
+        found.append(RegionPredictions.from_json(Path("r.json").read_text()))
+        told = predictor.predict_mask_concept_caption(
+            "photo.png", boxes=[[11, 7, 19, 13]], zoom=zoom
+        )
+        np.testing.assert_array_equal(found[-1].masks, told.masks)
+    assert (found[0].masks != found[1].masks).any()
+    np.testing.assert_array_equal(found[1].masks, found[2].masks)  # this model looks once
+
+
 def test_predict_picks_among_names_of_a_text_file(folder, model_file, capsys):
     (folder / "names.txt").write_text("\ufeff\n café au lait \r\n\ntable\n", encoding="utf-8")
     words = ["--point", "3,4", "--concepts", "names.txt", "--top-k", "9", "--json", "r.json"]
@@ -224,6 +241,7 @@ WRONG_WORDS = [
     (["--point", "3,4", "--top-k", "0"], "--top-k: expected a whole number from 1, got '0'"),
     (["--point", "3,4", "--beams", "many"], "--beams: expected a whole number from 1, got 'many'"),
     (["--point", "3,4", "--beams", "2", "--no-captions"], "--beams: .*drop one"),
+    (["--point", "3,4", "--zoom", "2"], r"zoom: expected 0 to 1, .*got 2\.0"),
     (["--point", "3,4", "--vectors"], "--vectors: .*add --json FILE"),
     (["--point", "3,4", "--save", "o.gif"], r"--save: expected a name ending in \.png.*'o\.gif'"),
     (["--point", "3,4", "--save", "photo.png"], "--save: photo.png is a file this command reads"),

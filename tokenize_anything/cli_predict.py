@@ -73,6 +73,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
         top_k=arguments.top_k,
         captions=not arguments.no_captions,
         generation=GenerationConfig(num_beams=arguments.beams),
+        zoom=arguments.zoom,
     )
     _write_outputs(arguments, photo, named, regions)
 
@@ -83,6 +84,13 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
         "--top-k", metavar="K", type=parse_count, default=1, help="concepts per region (1)"
     )
     add_caption_options(group)
+    group.add_argument(
+        "--zoom",
+        metavar="SHARE",
+        type=float,
+        help="look again at small regions, in a window of which they fill this share of 0 to 1; 0: "
+        "look once, which is faster (the model decides)",
+    )
     group.add_argument(
         "--json", metavar="FILE", help="write the regions as JSON, masks as COCO run-length code"
     )
