@@ -187,22 +187,24 @@ class ImageDecoder(nn.Module):
         weights = self._mask_weights(prompts.mask_tokens[used])
         return self._mask_logits(prompts.features[used], weights)[place, slots]
 
+    def upscale(self, features: Tensor) -> Tensor:
+        """Features (R,n,C) to channels (R,n,4,4,C/8), whose product with weights are mask logits.
+
+        A transposed convolution whose kernel equals its stride is one matrix product per cell, so
+        channels stay last and only the finished logits are put in image order.
+        """
+        x = F.gelu(self.upscale_norm(_upscale(features, self.upscale1)))  # (R,n,4,C/4)
+        return F.gelu(_upscale(x, self.upscale2))
+
     def _mask_weights(self, mask_tokens: Tensor) -> Tensor:
         """Per-pixel weights of each mask, (R,4,C/8)."""
         heads = enumerate(self.mask_heads)
         return torch.stack([head(mask_tokens[:, slot]) for slot, head in heads], dim=1)
 
     def _mask_logits(self, features: Tensor, weights: Tensor) -> Tensor:
-        """Features (R,n,C) of a square grid and weights (R,slots,C/8) to logits (R,slots,4h,4w).
-
-        A transposed convolution whose kernel equals its stride is one matrix product per cell, so
-        channels stay last and only the finished logits are put in image order.
-        """
+        """Features (R,n,C) of a square grid and weights (R,slots,C/8) to logits (R,slots,4h,4w)."""
         side = math.isqrt(features.shape[1])
-        x = _upscale(features, self.upscale1)  # (R,n,4,C/4)
-        x = F.gelu(self.upscale_norm(x))
-        x = F.gelu(_upscale(x, self.upscale2))  # (R,n,4,4,C/8)
-        logits = x.flatten(1, 3) @ weights.transpose(1, 2)  # (R,n*16,slots)
+        logits = self.upscale(features).flatten(1, 3) @ weights.transpose(1, 2)  # (R,n*16,slots)
         count, slots = weights.shape[:2]
         logits = logits.reshape(count, side, side, 2, 2, 2, 2, slots)
         logits = logits.permute(0, 7, 1, 3, 5, 2, 4, 6)  # slots, then rows, then columns
