@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from tokenize_anything import PointPrompts, TAPPredictor
+from tokenize_anything import TAPPredictor
 from tokenize_anything.build import locate_checkpoint
 from tokenize_anything.checkpoints import replace_on_success
 from tokenize_anything.evaluation.region_truth import read_true_images
@@ -45,13 +44,14 @@ def encode_boxes(
 ) -> BoxTokens:
     """Tokens of the named regions with a mask, of every n-th photo of a file.
 
-    They are kept in files of 100 photos for each checkpoint and annotation file, so that a stopped
-    run goes on; delete those when the photos change.
+    In bfloat16, as the model card's figures. They are kept in files of 100 photos for each
+    checkpoint and annotation file, so that a stopped run goes on; delete those when photos change.
     """
     content = hashlib.sha256(Path(annotations).read_bytes()).hexdigest()[:8]
-    folder = cache / f"{Path(annotations).stem}-{content}-{checkpoint_digest(model)}-{every}"
+    predictor = TAPPredictor.from_pretrained(model, dtype="bfloat16")
+    kind = f"{checkpoint_digest(model)}-zoom{predictor.model.config.zoom:g}-bfloat16-{every}"
+    folder = cache / f"{Path(annotations).stem}-{content}-{kind}"
     folder.mkdir(parents=True, exist_ok=True)
-    predictor = TAPPredictor.from_pretrained(model, dtype="float32")
     photos, parts = read_true_images(annotations, images)[::every], []
     for start in tqdm(range(0, len(photos), PART), desc=Path(annotations).stem):
         part = photos[start : start + PART]
@@ -65,15 +65,12 @@ def encode_boxes(
     return BoxTokens(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-@torch.inference_mode()
 def _encode(predictor: TAPPredictor, path: Path, regions: list[Any]) -> tuple[np.ndarray, ...]:
-    encoded = predictor.encode_images(path)
     named = [region for region in regions if region["name"]]
     boxes = np.array([region["bbox"] for region in named], np.float32).reshape(-1, 4)
     boxes[:, 2:] = boxes[:, :2] + np.maximum(boxes[:, 2:], 1)
-    outputs = predictor.decode_regions(encoded, PointPrompts.from_boxes(boxes), all_slots=False)
-    columns = [outputs.select(outputs.semantic_tokens), outputs.select(outputs.semantic_embeddings)]
+    found = predictor.predict_mask_concept_caption(path, boxes=boxes, captions=False)
     names = np.array([region["name"] for region in named], np.str_)
-    size = np.tile(np.array(encoded.original_hw, np.int32), (len(named), 1))
-    return (*(c.float().cpu().numpy() for c in columns), names, boxes,
+    size = np.tile(np.array(found.masks.shape[1:], np.int32), (len(named), 1))
+    return (found.semantic_tokens, found.semantic_embeddings, names, boxes,
             np.full(len(named), path.name), size)  # fmt: skip

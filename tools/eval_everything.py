@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--annotations", required=True)
     parser.add_argument("--images", required=True, help="folder of the photos")
     parser.add_argument("--points-per-side", nargs="+", type=int, default=[4, 8, 16, 32])
+    parser.add_argument("--crop-layers", type=int, default=EverythingConfig.crop_layers)
     parser.add_argument("--min-iou", type=float, default=EverythingConfig.min_iou)
     parser.add_argument("--min-stability", type=float, default=EverythingConfig.min_stability)
     parser.add_argument("--max-images", type=int)
@@ -45,9 +46,11 @@ def main() -> int:
     predictor = TAPPredictor.from_pretrained(arguments.model, dtype="float32")
     proposers = {}
     thresholds = {"min_iou": arguments.min_iou, "min_stability": arguments.min_stability}
+    layers = arguments.crop_layers
+    where = f", {layers} layers of crops" if layers else ""
     for side in arguments.points_per_side:
-        config = EverythingConfig(points_per_side=side, **thresholds)
-        proposers[f"{side * side} clicks"] = partial(propose, predictor, config)
+        config = EverythingConfig(points_per_side=side, crop_layers=layers, **thresholds)
+        proposers[f"{side * side} clicks{where}"] = partial(propose, predictor, config)
         baseline = partial(superpixel_pyramid, num_segments=side * side)
         proposers[f"superpixels, up to {side * side}"] = baseline
     commit = subprocess.run(
