@@ -16,83 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from calibrate_fits import fit_box_masks, measure
 
 from tokenize_anything import TAPPredictor
 from tokenize_anything.checkpoints import save_model
 from tokenize_anything.companions import find_companions
 from tokenize_anything.data.coco_lvis import read_regions
 from tokenize_anything.evaluation.calibration import fit_line, fit_temperature
-from tokenize_anything.evaluation.region_truth import (
-    load_true_images,
-    read_true_images,
-)
-from tokenize_anything.geometry import innermost_point
-from tokenize_anything.training.box_masks import (
-    collect_edge_channels,
-    constant_direction,
-    shift_box_masks,
-)
+from tokenize_anything.evaluation.region_truth import read_true_images
 
 PARTS = ("boxes", "box_iou", "point_iou", "concepts")
-OFFSETS = (0.0, 0.5, 1.0, 1.5)  # logits
-
-
-def measure(predictor: TAPPredictor, images: list) -> tuple[np.ndarray, ...]:
-    """Log-probabilities, true names, and (score, IoU) of boxes and of clicks."""
-    log_probs, names, by_box, by_click = [], [], [], []
-    position = {name: row for row, name in enumerate(predictor.concepts.names)}
-    for image in tqdm(load_true_images(images), total=len(images)):
-        regions = [region for region in image.regions if region.mask is not None]
-        if not regions:
-            continue
-        boxes = [region.box_xyxy for region in regions]
-        clicks = [innermost_point(region.mask) for region in regions]
-        found = predictor.predict_mask_concept_caption(
-            image.path, boxes=boxes, points=clicks, captions=False
-        )
-        masks = np.stack([region.mask for region in regions])
-        for pairs, part in ((by_click, found[: len(regions)]), (by_box, found[len(regions) :])):
-            values = overlaps(part.masks, masks).tolist()
-            pairs.extend(zip(part.iou_scores.tolist(), values, strict=True))
-        known = [row for row, region in enumerate(regions) if region.name in position]
-        embeddings = torch.from_numpy(found.semantic_embeddings[len(regions) :][known])
-        log_probs.append(predictor.concepts.log_probs(embeddings).numpy())
-        names += [position[regions[row].name] for row in known]
-    return np.concatenate(log_probs), np.array(names), np.array(by_box), np.array(by_click)
-
-
-def mean_box_iou(predictor: TAPPredictor, images: list) -> float:
-    """Mean IoU of boxes, over all regions with a mask."""
-    values: list[float] = []
-    for image in load_true_images(images):
-        regions = [region for region in image.regions if region.mask is not None]
-        if regions:
-            found = predictor.predict_mask_concept_caption(
-                image.path, boxes=[region.box_xyxy for region in regions], captions=False
-            )
-            masks = np.stack([region.mask for region in regions])
-            values += overlaps(found.masks, masks).tolist()
-    return float(np.mean(values))
-
-
-def overlaps(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(R,) IoU of masks (R,H,W) with others, one by one."""
-    return (masks & others).sum(axis=(1, 2)) / (masks | others).sum(axis=(1, 2))
-
-
-def fit_box_masks(predictor: TAPPredictor, images: list, records: list) -> None:
-    """Try all offsets and leave the best in the model."""
-    direction, share = constant_direction(collect_edge_channels(predictor.model, records))
-    scores = []
-    for offset in OFFSETS:
-        shift_box_masks(predictor.model, direction, offset)
-        scores.append(mean_box_iou(predictor, images))
-        shift_box_masks(predictor.model, direction, -offset)
-        print(f"masks of boxes {offset:+.2f} logits: mean IoU {scores[-1]:.4f}", flush=True)
-    best = OFFSETS[int(np.argmax(scores))]
-    shift_box_masks(predictor.model, direction, best)
-    print(f"took {best:+.2f}; the direction is constant for {share:.4f}", flush=True)
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from eval_box_tokens import BoxTokens, encode_boxes
+from eval_names import Row, accuracies, few_rows
 from eval_rows import append_rows
 
 from tokenize_anything import TAPPredictor
@@ -27,7 +27,6 @@ from tokenize_anything.downstream.probes import fit_linear_probe, fit_neighbours
 
 FITS = {"linear probe": fit_linear_probe, "nearest neighbours": fit_neighbours}
 FEW = (1, 5)  # examples of each name
-Row = tuple[str, str, float]
 
 
 def score(
@@ -51,22 +50,6 @@ def score(
         classifier = fit_linear_probe(train.tokens[rows], train.names[rows].tolist())
         found = classifier.predict(val.tokens)
         yield from accuracies(f"linear probe, {count} of each name", found, val.names)
-
-
-def few_rows(names: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` rows of each name, drawn with a fixed seed."""
-    order = np.random.default_rng(0).permutation(len(names))
-    return np.concatenate([order[names[order] == name][:count] for name in np.unique(names)])
-
-
-def accuracies(subject: str, found: list[str], names: np.ndarray) -> Iterator[Row]:
-    is_right = np.array(found) == names
-    yield subject, "top-1", is_right.mean()
-    yield (
-        subject,
-        "mean of names' top-1",
-        np.mean([is_right[names == n].mean() for n in set(names)]),
-    )
 
 
 def main() -> int:

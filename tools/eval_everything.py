@@ -44,15 +44,14 @@ def main() -> int:
     parser.add_argument("--out", default="tools/eval_results/everything.csv")
     arguments = parser.parse_args()
     predictor = TAPPredictor.from_pretrained(arguments.model, dtype="float32")
-    proposers = {}
-    thresholds = {"min_iou": arguments.min_iou, "min_stability": arguments.min_stability}
-    layers = arguments.crop_layers
-    where = f", {layers} layers of crops" if layers else ""
+    proposers, options = {}, ("crop_layers", "min_iou", "min_stability")
+    given = {name: getattr(arguments, name) for name in options}
+    where = f", {arguments.crop_layers} layers of crops" if arguments.crop_layers else ""
     for side in arguments.points_per_side:
-        config = EverythingConfig(points_per_side=side, crop_layers=layers, **thresholds)
+        config = EverythingConfig(points_per_side=side, **given)
         proposers[f"{side * side} clicks{where}"] = partial(propose, predictor, config)
-        baseline = partial(superpixel_pyramid, num_segments=side * side)
-        proposers[f"superpixels, up to {side * side}"] = baseline
+        name = f"superpixels, up to {side * side}"
+        proposers[name] = partial(superpixel_pyramid, num_segments=side * side)
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -65,10 +64,9 @@ def main() -> int:
         "python " + shlex.join(words),
     )  # fmt: skip
     out = Path(arguments.out)
-    is_new = not out.exists()
     with out.open("a", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        if is_new:
+        if not stream.tell():
             writer.writerow(COLUMNS)
         for subject, metric, value in measure_recall(
             proposers, arguments.annotations, arguments.images, max_images=arguments.max_images
