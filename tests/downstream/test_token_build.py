@@ -246,7 +246,7 @@ def test_a_build_that_was_killed_twice_ends_with_the_same_store(
 def wait_for(out: Path, num_done: int) -> None:
     for _ in range(1200):
         time.sleep(0.1)
-        if (Path(f"{out}.photos") / "_versions").exists():
+        if list(Path(f"{out}.photos", "_versions").glob("*.manifest")):
             if len(read_entries(out)) >= num_done:
                 return
     raise AssertionError(f"fewer than {num_done} photos in time")
