@@ -62,6 +62,9 @@ def test_many_clicks_say_how_large_their_region_is():
         for share, common, size in zip((1, 0.6), shared, (21 * 21, 11 * 21), strict=True)
     ]
     np.testing.assert_allclose(obedience(masks, prompt), wanted, rtol=1e-6)
+    without = PointPrompts.from_points([[*corners, [58, 3]]], [[1] * 5 + [0]])  # says nothing of it
+    more = CLICKS_WEIGHT * np.array([0, 4 / 6 - 3 / 5])  # now 6 of 6 and 4 of 6 are right
+    np.testing.assert_allclose(obedience(masks, without), np.add(wanted, more), rtol=1e-6)
     fewer = PointPrompts.from_points([corners[:4]], [[1] * 4])
     np.testing.assert_allclose(obedience(masks, fewer), [CLICKS_WEIGHT, CLICKS_WEIGHT / 2])
 

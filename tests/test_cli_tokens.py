@@ -130,6 +130,7 @@ def test_bad_photos_are_named_or_stop(photos, model_files, capsys):
             ["a.json", "--out", "a.lance", "--images", "photos", "--min-iou", "0.5"],
             "PHOTOS: the regions of a.json are those of its annotations; drop the options",
         ),
+        (["photos", "--out", "a.lance", "--beams", "2", "--no-captions"], "--beams: there are no"),
         (["photos", "--out", "a.lance", "--root", "other"], "root: photos/0.png does not lie bel"),
     ],
 )

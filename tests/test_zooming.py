@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.tiny_predictor import assert_same, make_mixed_prompts, make_photo, tiny_predictor
-from tokenize_anything import EncodedImage, PointPrompts, TAPConfig, TAPPredictor
+from tokenize_anything import EncodedImage, PointPrompts, TAPConfig, TAPPredictor, zooming
 from tokenize_anything.answer_choice import STABILITY_WEIGHT, choose_answer, obedience
 from tokenize_anything.geometry import MIN_WINDOW, zoom_window
 from tokenize_anything.image_transform import ImageFrame, restore_masks
@@ -124,6 +124,32 @@ def test_the_chosen_answer_to_a_click_counts(photo):
         near.add(view > 0)
         best.add(bool(slot == scores[view].argmax()))
     assert near == {True, False} == best  # or this would show little
+
+
+def test_many_clicks_trust_their_view(predictor, photo, monkeypatch):
+    """The photo itself is asked beside the views of a click, and where many clicks fill it."""
+    asked = []
+
+    def choose(scores, merits, masks):
+        asked.append(scores.shape)
+        return choose_answer(scores, merits, masks)
+
+    monkeypatch.setattr(zooming, "choose_answer", choose)
+    small, large = np.zeros((2, HEIGHT, WIDTH), bool)
+    small[40:81, 100:141] = large[2:140, 5:200] = True
+    for prompt in (
+        PointPrompts.from_masks(small),
+        PointPrompts.from_masks(large),
+        PointPrompts.from_points([[40, 20]]),
+    ):
+        predictor.predict_mask_concept_caption(photo, prompts=prompt, captions=False)
+    assert asked == [(1, 3), (1, 3), (5, 3)]
+
+
+def test_a_prompt_without_clicks_is_answered_once(predictor, photo):
+    nothing = PointPrompts(np.zeros((1, 2, 2)), np.full((1, 2), 4))
+    twice = predictor.predict_mask_concept_caption(photo, prompts=nothing)
+    assert_same(twice, predictor.predict_mask_concept_caption(photo, prompts=nothing, zoom=0))
 
 
 def test_a_small_box_equals_the_same_box_in_its_window(predictor, photo):
