@@ -12,8 +12,8 @@ from tests.tiny_predictor import assert_same, make_mixed_prompts, make_photo, ti
 from tokenize_anything import EncodedImage, PointPrompts, TAPConfig, TAPPredictor, zooming
 from tokenize_anything.answer_choice import STABILITY_WEIGHT, choose_answer, obedience
 from tokenize_anything.geometry import MIN_WINDOW, zoom_window
-from tokenize_anything.image_transform import ImageFrame, restore_masks
-from tokenize_anything.zooming import MAX_VIEW, list_views
+from tokenize_anything.image_transform import restore_masks
+from tokenize_anything.views import MAX_VIEW, list_views
 
 HEIGHT, WIDTH = 149, 211
 SMALL, LARGE = [101.0, 53.0, 124.0, 72.0], [5.0, 3.0, 203.0, 131.0]
@@ -49,8 +49,7 @@ def test_window_of_a_photo_smaller_than_the_least():
 
 
 def views_of(prompts: PointPrompts) -> list[tuple[int, tuple[int, int, int, int]]]:
-    frame = ImageFrame.for_size(HEIGHT, WIDTH, 96)
-    views = list_views(prompts, EncodedImage(torch.zeros(0), frame), zoom=0.5)
+    views = list_views(prompts, (HEIGHT, WIDTH), zoom=0.5)
     return [(view.row, view.window_xyxy) for view in views]
 
 

@@ -31,6 +31,8 @@ from tokenize_anything.training.finetune import (
 )
 from tokenize_anything.training.pretrain import Pretrainer
 from tokenize_anything.training.relative_paths import resolve_paths
+from tokenize_anything.training.view_config import ViewConfig
+from tokenize_anything.training.view_training import ViewTrainer
 
 _EXAMPLE = """examples:
   tap train --data my_coco.json --images photos --out tuned
@@ -48,7 +50,7 @@ _DEFAULTS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(FinetuneConfig)
 }
 EMBEDDING_COLUMN = "embedding"  # of a store that `tap semantic build` made
-Config = TypeVar("Config", PretrainConfig, CaptionConfig)
+Config = TypeVar("Config", PretrainConfig, CaptionConfig, ViewConfig)
 
 
 def add_train_command(commands: Any) -> None:
@@ -72,6 +74,10 @@ def add_train_command(commands: Any) -> None:
         kinds, "captions", run_captions,
         "stage 2: captions from frozen region tokens, from a configuration",
     )  # fmt: skip
+    _add_config_command(
+        kinds, "views", run_views,
+        "the network that outlines regions in views, for a trained model, from a configuration",
+    )  # fmt: skip
     own = kinds.add_parser(
         "finetune", help="both stages on own photos; what `tap train` does without a kind",
         description=_OWN_DATA, allow_abbrev=False,
@@ -91,7 +97,7 @@ def _add_config_command(
     parser.add_argument(
         "--out", metavar="DIR", default="", help="folder of relative paths of runs (default: here)"
     )
-    if name == "pretrain":
+    if name in ("pretrain", "views"):
         parser.add_argument(
             "--text-tower", metavar="NAME", default=MINILM,
             help=f"text encoder that spans the concept space (default: {MINILM}), or a CLIP model "
@@ -171,6 +177,14 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     _say(f"wrote {path}")
 
 
+def run_views(arguments: argparse.Namespace) -> None:
+    """The view segmenter of a configuration."""
+    config = _read(ViewConfig, arguments)
+    with _stopped_clearly():
+        path = ViewTrainer(config, _embedder(arguments.text_tower, config)).run()
+    _say(f"wrote {path}")
+
+
 def run_captions(arguments: argparse.Namespace) -> None:
     """Stage 2 of a configuration; its tokenizer is learnt where the file is not there yet."""
     config = _read(CaptionConfig, arguments)
@@ -188,7 +202,7 @@ def _read(kind: type[Config], arguments: argparse.Namespace) -> Config:
     return resolve_paths(load_config(kind, arguments.config), arguments.data, arguments.out)
 
 
-def _embedder(name: str, config: PretrainConfig) -> Callable[[Sequence[str]], Tensor]:
+def _embedder(name: str, config: PretrainConfig | ViewConfig) -> Callable[[Sequence[str]], Tensor]:
     """A text encoder that is opened when it is needed, and whose answers are kept."""
     stem = "".join(letter if letter.isalnum() else "-" for letter in name)
     path = Path(config.output_folder) / f"text_embeddings_{stem}.safetensors"

@@ -51,7 +51,8 @@ class TAPConfig:
     Letters of the shape alphabet: `decoder_dim` is C, `semantic_dim` is D, `vocabulary_size` is V.
     `max_text_length` counts the visual token, so at most `max_text_length - 2` new tokens follow
     the start token. `zoom` is how large a small region appears in a second view (see `zooming`), as
-    a share of the view's side; 0 for models that look once.
+    a share of the view's side; 0 for models that look once. `view_dim` is the width of the network
+    that outlines regions in views of `view_size` pixels (`modeling.view_segmenter`), 0 for none.
     """
 
     image_size: int = 1024
@@ -71,6 +72,8 @@ class TAPConfig:
     vocabulary_size: int = 32000
     max_text_length: int = 40
     zoom: float = 0.0
+    view_dim: int = 0
+    view_size: int = 128
     pixels: PixelConfig = dataclasses.field(default_factory=PixelConfig)
 
     def __post_init__(self) -> None:
@@ -88,7 +91,7 @@ class TAPConfig:
         return {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("pixels", "zoom")
+            if f.name not in ("pixels", "zoom", "view_dim")
         }
 
     def _cross_field_problems(self) -> list[str]:
@@ -108,6 +111,9 @@ class TAPConfig:
              f"max_text_length must be at least 3, got {self.max_text_length}"),
             (isinstance(self.zoom, int | float) and 0 <= self.zoom <= 1,
              f"zoom must be a number from 0 to 1, got {self.zoom!r}"),
+            (type(self.view_dim) is int and self.view_dim >= 0,
+             f"view_dim must be a whole number of at least 0, got {self.view_dim!r}"),
+            (self.view_size % 32 == 0, f"view_size must be a multiple of 32, got {self.view_size}"),
         ]  # fmt: skip
         return [message for holds, message in rules if not holds]
 

@@ -89,7 +89,7 @@ class ImageFrame:
 
 
 def prepare_images(
-    images: Iterable[ImageSource], config: TAPConfig
+    images: Iterable[ImageSource], config: TAPConfig, *, side: int | None = None
 ) -> tuple[Tensor, list[ImageFrame]]:
     """Load, scale, pad and normalise images; what an image becomes does not depend on the others.
 
@@ -100,6 +100,7 @@ def prepare_images(
     Args:
         images: anything `load_image` reads, in any mix of sizes and kinds.
         config: `image_size` and `pixels` are used.
+        side: S, in the place of `image_size`.
 
     Returns:
         pixels (B,3,S,S) float32 on the CPU, contiguous; and one `ImageFrame` per image.
@@ -109,7 +110,7 @@ def prepare_images(
         ValueError: no images, or what `load_image` raises.
     """
     sources = _listed(images)
-    side = config.image_size
+    side = config.image_size if side is None else side
     pixels = np.empty((len(sources), 3, side, side), np.float32)
     frames = []
     for index, image in enumerate(sources):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from tokenize_anything.answer_choice import (
@@ -27,8 +28,7 @@ from tokenize_anything.answer_choice import (
     shows_extent,
 )
 from tokenize_anything.config import NUM_MASK_SLOTS, PointLabel
-from tokenize_anything.geometry import MIN_WINDOW, zoom_window
-from tokenize_anything.image_transform import ImageFrame, load_image, prepare_images, restore_masks
+from tokenize_anything.image_transform import ImageFrame, load_image, restore_masks
 from tokenize_anything.mask_filtering import stability_scores
 from tokenize_anything.modeling import TAP, RegionOutputs
 from tokenize_anything.prompt_arguments import PromptArguments
@@ -41,12 +41,12 @@ from tokenize_anything.region_decoding import (
     decode_image,
     encode_photo,
 )
+from tokenize_anything.view_outlines import outline_regions
+from tokenize_anything.views import View, known_extents, list_views, prepare_views
 
 VIEWS_AT_ONCE = 8
-WIDENING = 0.25  # of their bounding box, whose clicks lie inside of the region
-CLICK_VIEWS = (0.5, 0.35, 0.25, 0.18, 0.125)  # sides around fewer clicks, of the long side
 COMPARED_SIDE = 256  # masks are compared at no less than so many steps along the long side
-MAX_VIEW = 0.85  # a view this much of the photo's long side, or more, would show little that is new
+VIEW_WEIGHT = 0.5  # of the view segmenter's embedding beside that of the semantic token
 
 
 @torch.inference_mode()
@@ -102,7 +102,7 @@ def decode_closely(
     first = decode_image(model, encoded, prompts, chunk=chunk)
     if not zoom or encoded.rgb is None:
         return first
-    views = list_views(prompts, encoded, zoom)
+    views = list_views(prompts, encoded.original_hw, zoom)
     boxed = [view for view in views if prompts.is_box[view.row]]
     for part in decode_views(model, encoded.rgb, prompts, boxed, all_slots=False):
         for index in range(len(part.views)):
@@ -113,7 +113,22 @@ def decode_closely(
         answers = _answer_clicks(model, encoded, prompts, rows=rows, views=views, chunk=chunk)
         for part, index, slot in answers:
             part.write_answer(index, slot, first)
+    if model.view_segmenter is not None:
+        _write_outlines(model, encoded.rgb, prompts, first)
     return first
+
+
+def _write_outlines(
+    model: TAP, rgb: NDArray[np.uint8], prompts: PointPrompts, target: DecodedImage
+) -> None:
+    """Put the outlines of prompts that say how large their region is in the place of masks."""
+    for outline in outline_regions(model, rgb, prompts, known_extents(prompts)):
+        row = outline.row
+        target.masks[row], target.iou_scores[row] = outline.mask, outline.iou_score
+        told = F.normalize(target.semantic_embeddings[row].float(), dim=-1)
+        seen = F.normalize(outline.semantic_embedding.float(), dim=-1)
+        joined = (told + VIEW_WEIGHT * seen).to(target.semantic_embeddings.dtype)
+        target.semantic_embeddings[row] = joined
 
 
 def _answer_clicks(
@@ -167,43 +182,6 @@ def _choose(
     return place, slot + 1
 
 
-@dataclass(frozen=True)
-class View:
-    """A window of the photo, x0, y0, x1, y1 in original pixels, for one of the prompts."""
-
-    row: int
-    window_xyxy: tuple[int, int, int, int]
-
-
-def list_views(prompts: PointPrompts, encoded: EncodedImage, zoom: float) -> list[View]:
-    """The views that each prompt deserves; none where it would show little that is new.
-
-    All clicks of a prompt lie in its views.
-    """
-    image_hw = encoded.original_hw
-    long_side = max(image_hw)
-    is_real = (prompts.labels != PointLabel.PADDING)[:, :, None]
-    low = np.where(is_real, prompts.coords_xy, np.inf).min(axis=1).astype(np.float64)
-    high = np.where(is_real, prompts.coords_xy, -np.inf).max(axis=1).astype(np.float64)
-    views = []
-    for row in np.flatnonzero(is_real.any(axis=(1, 2))).tolist():
-        extent = float((high[row] - low[row]).max())
-        if prompts.is_box[row]:
-            sides = [extent / zoom]
-        elif shows_extent(prompts)[row]:
-            sides = [extent * (1 + WIDENING) / zoom]
-        else:
-            sides = [share * long_side for share in CLICK_VIEWS]
-            sides = [side for side in sides if side >= max(extent / zoom, MIN_WINDOW)]
-        centre = (low[row] + high[row]) / 2
-        views += [
-            View(row, zoom_window(centre, side, image_hw))
-            for side in sides
-            if side < MAX_VIEW * long_side
-        ]
-    return views
-
-
 @dataclass(frozen=True, eq=False)
 class DecodedViews:
     """Some views, with a frame and an output each."""
@@ -221,10 +199,16 @@ class DecodedViews:
 
     def write_answer(self, index: int, slot: int, target: DecodedImage) -> None:
         """Put what one slot of a view says in the place of what is known of its region."""
-        row, outputs = self.views[index].row, self.outputs
+        row = self.views[index].row
         target.masks[row] = False
         self.paste_mask(index, slot, target.masks[row])
-        for name in ("iou_scores", "semantic_tokens", "semantic_embeddings", "mask_tokens"):
+        target.iou_scores[row] = self.outputs.iou_scores[index, slot]
+        self.write_tokens(index, slot, target)
+
+    def write_tokens(self, index: int, slot: int, target: DecodedImage) -> None:
+        """The same without mask and score."""
+        row, outputs = self.views[index].row, self.outputs
+        for name in ("semantic_tokens", "semantic_embeddings", "mask_tokens"):
             values = getattr(outputs, name)[index]
             getattr(target, name)[row] = values[slot] if len(values) > 1 else values[0]
         target.mask_index[row] = slot
@@ -252,23 +236,13 @@ def decode_views(
         alike = [view for view in views if counts[view.row] == num_points]
         for start in range(0, len(alike), VIEWS_AT_ONCE):
             part = alike[start : start + VIEWS_AT_ONCE]
-            corners = [view.window_xyxy for view in part]
-            pixels, frames = prepare_images(
-                [rgb[y0:y1, x0:x1] for x0, y0, x1, y1 in corners], model.config
-            )
-            coords = [
-                frame.to_model_frame(
-                    prompts.coords_xy[view.row, :num_points]
-                    - np.array(view.window_xyxy[:2], np.float32)
-                )
-                for view, frame in zip(part, frames, strict=True)
-            ]
-            labels = prompts.labels[[view.row for view in part], :num_points]
+            seen = prepare_views(rgb, prompts, part, model.config, side=model.config.image_size)
+            pixels, coords, labels = seen.pixels, seen.coords_xy, seen.labels
             features = model.encode_images(pixels.to(model.device, model.dtype))
             outputs = model.decode_regions(
                 model.prepare_regions(features),
-                torch.from_numpy(np.stack(coords)).to(model.device).unsqueeze(1),
-                torch.from_numpy(labels).to(model.device).unsqueeze(1),
+                coords.to(model.device).unsqueeze(1),
+                labels.to(model.device).unsqueeze(1),
                 all_slots=all_slots,
             )
-            yield DecodedViews(part, frames, outputs)
+            yield DecodedViews(part, seen.frames, outputs)

@@ -25,7 +25,7 @@ from tokenize_anything.training.iou_head import (
     ious_in_view,
 )
 from tokenize_anything.training.token_heads import HeadConfig
-from tokenize_anything.zooming import View
+from tokenize_anything.views import View
 
 
 def records_of(folder: Path):

@@ -86,7 +86,7 @@ def draw_crop(
     rng: np.random.Generator, height: int, width: int, image_size: int, config: AugmentConfig
 ) -> Crop:
     """Draw scale, window and flip for an image of (height, width) original pixels."""
-    scale = image_size * _log_uniform(rng, config.scale_range) / max(height, width)
+    scale = image_size * draw_log_uniform(rng, config.scale_range) / max(height, width)
     fitting = max(1, round(image_size / scale))
     window_w, window_h = min(width, fitting), min(height, fitting)
     x0 = int(rng.integers(0, width - window_w + 1))
@@ -111,16 +111,34 @@ def draw_zoom(
         image_size: S.
         config: of the draws.
     """
-    occupancy = _log_uniform(rng, config.zoom_range)
+    occupancy = draw_log_uniform(rng, config.zoom_range)
     shift = rng.uniform(-MAX_ZOOM_SHIFT, MAX_ZOOM_SHIFT, size=2)
     side = max(box_xyxy[2:] - box_xyxy[:2]) / occupancy
     centre = (box_xyxy[:2] + box_xyxy[2:]) / 2 + shift * side
-    window = zoom_window(centre, side, image_hw)
-    scale = image_size / max(window[2] - window[0], window[3] - window[1])
-    return _place(rng, window, scale, image_size, config)
+    return place_window(rng, zoom_window(centre, side, image_hw), image_size, config)
 
 
-def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+def place_window(
+    rng: np.random.Generator,
+    window_xyxy: tuple[int, int, int, int],
+    image_size: int,
+    config: AugmentConfig,
+) -> Crop:
+    """Put a window into the model frame, its long side as long as that; draw place and flip.
+
+    Args:
+        rng: of the draws.
+        window_xyxy: original pixels.
+        image_size: S.
+        config: of the draws.
+    """
+    x0, y0, x1, y1 = window_xyxy
+    scale = image_size / max(x1 - x0, y1 - y0)
+    return _place(rng, window_xyxy, scale, image_size, config)
+
+
+def draw_log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    """A number between two positive bounds, its logarithm uniform."""
     low, high = np.log(bounds[0]), np.log(bounds[1])
     return float(np.exp(rng.uniform(low, high)))
 

@@ -224,7 +224,7 @@ class RegionDataset(Dataset[RegionSample]):
         for slot, (region, box) in enumerate(regions):
             if region.rle is not None:
                 try:
-                    mask = _decode_mask(region, record)
+                    mask = decode_region(region, record)
                 except (ValueError, TypeError) as error:
                     problems.append(f"{record.path}: region {region.region_id}: {error}")
                     continue
@@ -299,9 +299,7 @@ class RegionDataset(Dataset[RegionSample]):
         if region.is_whole_image:
             return self.sampling.whole_image_weight
         weight = self.sampling.box_only_weight if region.rle is None else 1.0
-        if region.text_index < 0:
-            return weight
-        return weight * float(self.texts.counts[region.text_index]) ** -self.sampling.rarity_power
+        return weight * text_weight(region, self.texts, self.sampling.rarity_power)
 
     def _read(self, index: int, record: ImageRecord) -> np.ndarray:
         if index in self._cache:
@@ -310,6 +308,13 @@ class RegionDataset(Dataset[RegionSample]):
         if self.keep_images:
             self._cache[index] = image
         return image
+
+
+def text_weight(region: RegionAnnotation, texts: TextTable, rarity_power: float) -> float:
+    """How often its text occurs, to the power of -rarity_power; 1 for a region without a text."""
+    if region.text_index < 0:
+        return 1.0
+    return float(texts.counts[region.text_index]) ** -rarity_power
 
 
 def read_image(record: ImageRecord) -> np.ndarray:
@@ -338,7 +343,7 @@ def _open_encoded(encoded: bytes, record: ImageRecord) -> Image.Image:
         raise ValueError(f"image: {record.path} cannot be decoded ({error})") from error
 
 
-def _decode_mask(region: RegionAnnotation, record: ImageRecord) -> np.ndarray:
+def decode_region(region: RegionAnnotation, record: ImageRecord) -> np.ndarray:
     """The mask of a region, (H,W) bool of the image's size, with at least one pixel.
 
     Raises:

@@ -21,13 +21,12 @@ from tokenize_anything.config import NUM_MASK_SLOTS
 from tokenize_anything.data.region_dataset import read_image
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation
 from tokenize_anything.geometry import decode_rle, innermost_point
-from tokenize_anything.image_transform import ImageFrame, prepare_images, restore_masks
+from tokenize_anything.image_transform import prepare_images, restore_masks
 from tokenize_anything.modeling import TAP
 from tokenize_anything.prompts import PointPrompts
-from tokenize_anything.region_decoding import EncodedImage
 from tokenize_anything.training.config import require_counts
 from tokenize_anything.training.token_heads import HeadConfig, fit_head
-from tokenize_anything.zooming import View, list_views
+from tokenize_anything.views import View, list_views
 
 IOU_HEAD = HeadConfig(token_dropout=0.2, token_noise=0.2, batch_size=512, num_epochs=40)
 
@@ -116,14 +115,11 @@ def _ask(
 ) -> IouSamples:
     """Samples of one region: its prompts, each on the photo and in its views."""
     height, width = rgb.shape[:2]
-    whole = EncodedImage(
-        torch.zeros(0), ImageFrame.for_size(height, width, model.config.image_size)
-    )
     tokens, ious, is_box = [], [], []
     for prompt in prompts:
         views = [View(0, (0, 0, width, height))]
         if model.config.zoom:
-            views += list_views(prompt, whole, model.config.zoom)
+            views += list_views(prompt, (height, width), model.config.zoom)
         crops = [rgb[y0:y1, x0:x1] for x0, y0, x1, y1 in (view.window_xyxy for view in views)]
         pixels, frames = prepare_images(crops, model.config)
         coords = [

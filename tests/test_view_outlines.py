@@ -1,0 +1,145 @@
+"""Outlines: which prompts get one, from which view, and what becomes of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.tiny_predictor import make_mixed_prompts, make_photo, tiny_predictor
+from tokenize_anything import PointPrompts, TAPPredictor
+from tokenize_anything.geometry import zoom_window
+from tokenize_anything.image_transform import prepare_images, restore_masks
+from tokenize_anything.view_outlines import OUTLINE_ZOOM, Outline, outline_regions
+from tokenize_anything.views import WIDENING, known_extents
+from tokenize_anything.zooming import VIEW_WEIGHT
+
+HEIGHT, WIDTH, SIDE = 149, 211, 96
+SMALL, LARGE = [101.0, 53.0, 124.0, 72.0], [5.0, 3.0, 203.0, 131.0]
+WHOLE = (0, 0, WIDTH, HEIGHT)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> TAPPredictor:
+    return tiny_predictor(zoom=0.5, view_dim=3, view_size=SIDE)
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return make_photo(HEIGHT, WIDTH)
+
+
+@torch.inference_mode()
+def outline_plainly(
+    predictor: TAPPredictor, photo: np.ndarray, prompt: PointPrompts, window: tuple[int, ...]
+) -> tuple[np.ndarray, float, torch.Tensor]:
+    """One prompt in one window, by the public steps."""
+    x0, y0, x1, y1 = window
+    crop = np.ascontiguousarray(photo[y0:y1, x0:x1])
+    pixels, (frame,) = prepare_images([crop], predictor.model.config, side=SIDE)
+    coords = frame.to_model_frame(prompt.coords_xy - np.array([x0, y0], np.float32))
+    segmenter = predictor.model.view_segmenter
+    assert segmenter is not None
+    outputs = segmenter(pixels, torch.from_numpy(coords), torch.from_numpy(prompt.labels.copy()))
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y0:y1, x0:x1] = restore_masks(outputs.mask_logits, frame)[0]
+    return mask, float(outputs.iou_scores[0]), outputs.semantic_embeddings[0]
+
+
+def without_segmenter(predictor: TAPPredictor) -> TAPPredictor:
+    """A predictor of the same weights but those."""
+    plain = tiny_predictor(zoom=0.5)
+    state = predictor.model.state_dict()
+    plain.model.load_state_dict({name: state[name] for name in plain.model.state_dict()})
+    return plain
+
+
+def window_of(low: np.ndarray, high: np.ndarray, room: float = 0.0) -> tuple[int, ...]:
+    side = float((high - low).max()) * (1 + room) / OUTLINE_ZOOM
+    return zoom_window((low + high) / 2, side, (HEIGHT, WIDTH))
+
+
+def test_known_extents_are_those_of_boxes_and_many_clicks() -> None:
+    drawn = np.zeros((HEIGHT, WIDTH), bool)
+    drawn[40:81, 100:141] = True
+    prompts = PointPrompts.concatenate(
+        [
+            PointPrompts.from_points([[7.0, 9.0]]),
+            PointPrompts.from_boxes([SMALL], [[[131, 60]]], [[0]]),
+            PointPrompts.from_masks(drawn),
+            PointPrompts.from_points([[[40, 20], [90, 60]]], [[1, 0]]),
+        ]
+    )
+    found = known_extents(prompts)
+    assert list(found) == [1, 2]
+    np.testing.assert_array_equal(found[1], [[101, 53], [124, 72], [131, 60]])
+    clicks = prompts.coords_xy[2][prompts.labels[2] == 1]
+    low, high = clicks.min(axis=0), clicks.max(axis=0)
+    room = WIDENING / 2 * (high - low).max()
+    np.testing.assert_allclose(found[2], [low - room, high + room])
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "corner", "clicks", "corrected"])
+def test_an_outline_is_that_of_its_view(
+    predictor: TAPPredictor, photo: np.ndarray, kind: str
+) -> None:
+    boxes = {"small": SMALL, "large": LARGE, "corner": [0.0, 0.0, 40.0, 31.0]}
+    if kind in boxes:
+        prompt = PointPrompts.from_boxes([boxes[kind]])
+        low, high = np.array(boxes[kind]).reshape(2, 2)
+        window = WHOLE if kind == "large" else window_of(low, high)
+    elif kind == "corrected":
+        prompt = PointPrompts.from_boxes([SMALL], [[[131, 60], [110, 60]]], [[0, 1]])
+        window = window_of(np.array([101.0, 53.0]), np.array([131.0, 72.0]))
+    else:
+        drawn = np.zeros((HEIGHT, WIDTH), bool)
+        drawn[40:81, 100:141] = True
+        prompt = PointPrompts.from_masks(drawn)
+        clicks = prompt.coords_xy[0][prompt.labels[0] == 1].astype(float)
+        window = window_of(clicks.min(axis=0), clicks.max(axis=0), WIDENING)
+    mask, score, embedding = outline_plainly(predictor, photo, prompt, window)
+    found = predictor.predict_mask_concept_caption(photo, prompts=prompt)
+    np.testing.assert_array_equal(found.masks[0], mask)
+    assert found.iou_scores[0] == pytest.approx(score, rel=1e-4)
+    told = without_segmenter(predictor).predict_mask_concept_caption(photo, prompts=prompt)
+    np.testing.assert_allclose(found.semantic_tokens, told.semantic_tokens, atol=1e-5)
+    assert found.mask_index == told.mask_index
+    expected = F.normalize(torch.from_numpy(told.semantic_embeddings[0].copy()), dim=-1)
+    expected = expected + VIEW_WEIGHT * F.normalize(embedding, dim=-1)
+    np.testing.assert_allclose(found.semantic_embeddings[0], expected, atol=1e-4)
+
+
+def test_what_a_prompt_gets_does_not_depend_on_the_others(
+    predictor: TAPPredictor, photo: np.ndarray
+) -> None:
+    prompts = make_mixed_prompts(HEIGHT, WIDTH)
+    extents = known_extents(prompts)
+    assert len(extents) > 2
+
+    def ask(rows: list[int]) -> list[Outline]:
+        model = predictor.model
+        with torch.inference_mode():
+            return list(outline_regions(model, photo, prompts, {row: extents[row] for row in rows}))
+
+    together = ask(list(extents))
+    assert [outline.row for outline in together] == list(extents)
+    for outline in together:
+        (alone,) = ask([outline.row])
+        assert float(alone.iou_score) == pytest.approx(float(outline.iou_score), rel=1e-4)
+        assert (alone.mask != outline.mask).mean() < 1e-3
+
+
+def test_clicks_and_single_looks_are_answered_as_without_it(
+    predictor: TAPPredictor, photo: np.ndarray
+) -> None:
+    for prompts, zoom in (
+        (PointPrompts.from_points([[101, 67]]), None),
+        (PointPrompts.from_boxes([SMALL]), 0.0),
+    ):
+        found, expected = (
+            each.predict_mask_concept_caption(photo, prompts=prompts, zoom=zoom)
+            for each in (predictor, without_segmenter(predictor))
+        )
+        np.testing.assert_array_equal(found.masks, expected.masks)
+        np.testing.assert_allclose(found.iou_scores, expected.iou_scores, atol=1e-6)

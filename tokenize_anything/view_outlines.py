@@ -1,0 +1,71 @@
+"""Masks of prompts from the view segmenter, each in a view of the extent of its region."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokenize_anything.image_transform import restore_masks
+from tokenize_anything.modeling import TAP
+from tokenize_anything.prompts import PointPrompts
+from tokenize_anything.views import View, prepare_views, view_points
+
+VIEWS_AT_ONCE = 16
+OUTLINE_ZOOM = 0.6  # long side of an extent as a share of its view
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """What the segmenter says about one prompt.
+
+    row: of the prompt.
+    mask: (H,W) bool, original pixels.
+    iou_score: () float32.
+    semantic_embedding: (D,).
+    """
+
+    row: int
+    mask: NDArray[np.bool_]
+    iou_score: Tensor
+    semantic_embedding: Tensor
+
+
+def outline_regions(
+    model: TAP,
+    rgb: NDArray[np.uint8],
+    prompts: PointPrompts,
+    extents: Mapping[int, NDArray[np.floating]],
+) -> Iterator[Outline]:
+    """Outline the regions of prompts, `VIEWS_AT_ONCE` at a time, in order.
+
+    Args:
+        model: with a view segmenter, in evaluation mode.
+        rgb: (H,W,3) the photo.
+        prompts: original pixels, checked to lie in the photo.
+        extents: points (N,2) that the region of a prompt reaches to, by the prompt's row; the
+            others are left out.
+    """
+    assert model.view_segmenter is not None
+    image_hw = (rgb.shape[0], rgb.shape[1])
+    whole = (0, 0, image_hw[1], image_hw[0])
+    views = [
+        (view_points(row, points, image_hw, OUTLINE_ZOOM) or [View(row, whole)])[0]
+        for row, points in extents.items()
+    ]
+    for start in range(0, len(views), VIEWS_AT_ONCE):
+        some = views[start : start + VIEWS_AT_ONCE]
+        seen = prepare_views(rgb, prompts, some, model.config, side=model.config.view_size)
+        pixels = seen.pixels.to(model.device, model.dtype)
+        coords, labels = seen.coords_xy.to(model.device), seen.labels.to(model.device)
+        outputs = model.view_segmenter(pixels, coords, labels)
+        for index, view in enumerate(some):
+            x0, y0, x1, y1 = view.window_xyxy
+            mask = np.zeros(image_hw, bool)
+            logits = outputs.mask_logits[index : index + 1]
+            mask[y0:y1, x0:x1] = restore_masks(logits, seen.frames[index])[0]
+            score, embedding = outputs.iou_scores[index], outputs.semantic_embeddings[index]
+            yield Outline(view.row, mask, score, embedding)
