@@ -130,16 +130,38 @@ def test_what_a_prompt_gets_does_not_depend_on_the_others(
         assert (alone.mask != outline.mask).mean() < 1e-3
 
 
-def test_clicks_and_single_looks_are_answered_as_without_it(
-    predictor: TAPPredictor, photo: np.ndarray
+def test_a_single_look_is_as_without_it(predictor: TAPPredictor, photo: np.ndarray) -> None:
+    found, expected = (
+        each.predict_mask_concept_caption(photo, boxes=[SMALL], zoom=0.0)
+        for each in (predictor, without_segmenter(predictor))
+    )
+    np.testing.assert_array_equal(found.masks, expected.masks)
+    np.testing.assert_array_equal(found.semantic_embeddings, expected.semantic_embeddings)
+
+
+@pytest.mark.parametrize("clicks", [[[101, 67]], [[101, 67], [60, 20]]])
+@pytest.mark.parametrize("bias", [-1e4, 1e4])
+def test_few_clicks_take_their_extent_from_the_mask_there_was(
+    photo: np.ndarray, clicks: list[list[int]], bias: float
 ) -> None:
-    for prompts, zoom in (
-        (PointPrompts.from_points([[101, 67]]), None),
-        (PointPrompts.from_boxes([SMALL]), 0.0),
-    ):
-        found, expected = (
-            each.predict_mask_concept_caption(photo, prompts=prompts, zoom=zoom)
-            for each in (predictor, without_segmenter(predictor))
-        )
-        np.testing.assert_array_equal(found.masks, expected.masks)
-        np.testing.assert_allclose(found.iou_scores, expected.iou_scores, atol=1e-6)
+    """A single click keeps its mask unless the outline scores higher; two clicks never do."""
+    predictor = tiny_predictor(zoom=0.5, view_dim=3, view_size=SIDE)
+    segmenter = predictor.model.view_segmenter
+    assert segmenter is not None
+    with torch.no_grad():
+        segmenter.iou_head.layers[-1].bias.fill_(bias)
+    prompt = PointPrompts.from_points([clicks], [[1, 0][: len(clicks)]])
+    told = without_segmenter(predictor).predict_mask_concept_caption(photo, prompts=prompt)
+    rows, columns = np.nonzero(told.masks[0])
+    x, y = np.array(clicks, float).T
+    low = np.array([min(columns.min(), *x), min(rows.min(), *y)])
+    high = np.array([max(columns.max() + 1, *x), max(rows.max() + 1, *y)])
+    side = float((high - low).max()) / OUTLINE_ZOOM
+    window = zoom_window((low + high) / 2, side, (HEIGHT, WIDTH)) if side < 0.85 * WIDTH else WHOLE
+    mask, score, _ = outline_plainly(predictor, photo, prompt, window)
+    found = predictor.predict_mask_concept_caption(photo, prompts=prompt)
+    is_outlined = len(clicks) == 2 or bias > 0
+    np.testing.assert_array_equal(found.masks[0], mask if is_outlined else told.masks[0])
+    expected = score if is_outlined else told.iou_scores[0]
+    assert found.iou_scores[0] == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(found.semantic_tokens, told.semantic_tokens, atol=1e-5)

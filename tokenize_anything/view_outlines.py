@@ -34,6 +34,18 @@ class Outline:
     semantic_embedding: Tensor
 
 
+def choose_views(
+    extents: Mapping[int, NDArray[np.floating]], image_hw: tuple[int, ...]
+) -> list[View]:
+    """The view of each extent, by the row of its prompt: the whole photo for large ones."""
+    height, width = image_hw
+    whole = (0, 0, width, height)
+    return [
+        (view_points(row, points, (height, width), OUTLINE_ZOOM) or [View(row, whole)])[0]
+        for row, points in extents.items()
+    ]
+
+
 def outline_regions(
     model: TAP,
     rgb: NDArray[np.uint8],
@@ -51,11 +63,7 @@ def outline_regions(
     """
     assert model.view_segmenter is not None
     image_hw = (rgb.shape[0], rgb.shape[1])
-    whole = (0, 0, image_hw[1], image_hw[0])
-    views = [
-        (view_points(row, points, image_hw, OUTLINE_ZOOM) or [View(row, whole)])[0]
-        for row, points in extents.items()
-    ]
+    views = choose_views(extents, image_hw)
     for start in range(0, len(views), VIEWS_AT_ONCE):
         some = views[start : start + VIEWS_AT_ONCE]
         seen = prepare_views(rgb, prompts, some, model.config, side=model.config.view_size)

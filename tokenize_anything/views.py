@@ -35,7 +35,7 @@ def known_extents(prompts: PointPrompts) -> dict[int, NDArray[np.floating]]:
     """
     extents = {}
     for row in np.flatnonzero(shows_extent(prompts)).tolist():
-        points = _points(prompts, row)
+        points = point_array(prompts, row)
         if not prompts.is_box[row]:
             low, high = points.min(axis=0), points.max(axis=0)
             room = WIDENING / 2 * float((high - low).max())
@@ -51,7 +51,7 @@ def list_views(prompts: PointPrompts, image_hw: tuple[int, int], zoom: float) ->
     """
     known, views = known_extents(prompts), []
     for row in range(len(prompts)):
-        points = known.get(row, _points(prompts, row))
+        points = known.get(row, point_array(prompts, row))
         if row in known:
             views += view_points(row, points, image_hw, zoom)
         elif len(points):
@@ -78,7 +78,7 @@ def _around(
     return [View(row, zoom_window(centre_xy, side, image_hw)) for side in sides if side < limit]
 
 
-def _points(prompts: PointPrompts, row: int) -> NDArray[np.floating]:
+def point_array(prompts: PointPrompts, row: int) -> NDArray[np.floating]:
     """Clicks and corners (N,2) of one prompt, without its padding."""
     is_real = prompts.labels[row] != PointLabel.PADDING
     return prompts.coords_xy[row][is_real].astype(np.float64)

@@ -28,6 +28,7 @@ from tokenize_anything.answer_choice import (
     shows_extent,
 )
 from tokenize_anything.config import NUM_MASK_SLOTS, PointLabel
+from tokenize_anything.geometry import masks_to_boxes
 from tokenize_anything.image_transform import ImageFrame, load_image, restore_masks
 from tokenize_anything.mask_filtering import stability_scores
 from tokenize_anything.modeling import TAP, RegionOutputs
@@ -42,7 +43,7 @@ from tokenize_anything.region_decoding import (
     encode_photo,
 )
 from tokenize_anything.view_outlines import outline_regions
-from tokenize_anything.views import View, known_extents, list_views, prepare_views
+from tokenize_anything.views import View, known_extents, list_views, point_array, prepare_views
 
 VIEWS_AT_ONCE = 8
 COMPARED_SIDE = 256  # masks are compared at no less than so many steps along the long side
@@ -121,9 +122,20 @@ def decode_closely(
 def _write_outlines(
     model: TAP, rgb: NDArray[np.uint8], prompts: PointPrompts, target: DecodedImage
 ) -> None:
-    """Put the outlines of prompts that say how large their region is in the place of masks."""
-    for outline in outline_regions(model, rgb, prompts, known_extents(prompts)):
+    """Put outlines in the place of masks; of a single click only those with a higher score.
+
+    Prompts that do not say how large their region is take that from the mask there was.
+    """
+    extents = known_extents(prompts)
+    num_points = (prompts.labels != PointLabel.PADDING).sum(axis=1)
+    for row in np.flatnonzero(num_points).tolist():
+        if row not in extents and target.masks[row].any():
+            corners = masks_to_boxes(target.masks[row : row + 1]).reshape(2, 2)
+            extents[row] = np.concatenate([corners, point_array(prompts, row)])
+    for outline in outline_regions(model, rgb, prompts, extents):
         row = outline.row
+        if num_points[row] == 1 and outline.iou_score <= target.iou_scores[row]:
+            continue
         target.masks[row], target.iou_scores[row] = outline.mask, outline.iou_score
         told = F.normalize(target.semantic_embeddings[row].float(), dim=-1)
         seen = F.normalize(outline.semantic_embedding.float(), dim=-1)

@@ -3,8 +3,8 @@
     python tools/calibrate.py --model FILE --data DIR/train.json --images DIR/images --out FILE
 
 boxes: how much larger the masks of boxes should be, for the best mean IoU.
-box_iou, point_iou: a line for the IoU scores of slot 0, and of the others, so that they mean what
-they say.
+box_iou, point_iou: a line for the IoU scores of boxes, and of clicks, so that they mean what they
+say; those of boxes are slot 0's, or the view segmenter's where there is one.
 concepts: a temperature for the concepts, so that their probabilities do.
 """
 
@@ -24,8 +24,22 @@ from tokenize_anything.companions import find_companions
 from tokenize_anything.data.coco_lvis import read_regions
 from tokenize_anything.evaluation.calibration import fit_line, fit_temperature
 from tokenize_anything.evaluation.region_truth import read_true_images
+from tokenize_anything.modeling import TAP
 
 PARTS = ("boxes", "box_iou", "point_iou", "concepts")
+
+
+@torch.no_grad()
+def apply_lines(model: TAP, box: tuple[float, float], point: tuple[float, float]) -> None:
+    """Fold slopes and intercepts into the heads that score masks."""
+    heads = [(model.image_decoder.iou_head, [box, point, point, point])]
+    if model.view_segmenter is not None:
+        heads = [(heads[0][0], [(1.0, 0.0), *[point] * 3]), (model.view_segmenter.iou_head, [box])]
+    for head, lines in heads:
+        slope, intercept = torch.tensor(lines).T.float()
+        last = head.layers[-1]
+        last.weight.mul_(slope[:, None])
+        last.bias.mul_(slope).add_(intercept)
 
 
 def main() -> None:
@@ -51,11 +65,7 @@ def main() -> None:
         box = fit_line(*by_box.T) if "box_iou" in arguments.parts else (1.0, 0.0)
         point = fit_line(*by_click.T) if "point_iou" in arguments.parts else (1.0, 0.0)
         print(f"IoU lines {box} {point}")
-        slope, intercept = torch.tensor([box, point, point, point]).T.float()
-        with torch.no_grad():
-            last = model.image_decoder.iou_head.layers[-1]
-            last.weight.mul_(slope[:, None])
-            last.bias.mul_(slope).add_(intercept)
+        apply_lines(model, box, point)
     own = find_companions(arguments.model, arguments.model, None, model.config.vocabulary_size)
     if "concepts" in arguments.parts:
         temperature = fit_temperature(log_probs, names)

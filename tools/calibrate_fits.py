@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from eval_boxes import mean_box_iou, overlaps
 from tqdm import tqdm
 
 from tokenize_anything import TAPPredictor
@@ -15,7 +16,7 @@ from tokenize_anything.training.box_masks import (
     shift_box_masks,
 )
 
-OFFSETS = (0.0, 0.5, 1.0, 1.5)  # logits
+OFFSETS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # logits
 
 
 def measure(predictor: TAPPredictor, images: list) -> tuple[np.ndarray, ...]:
@@ -42,34 +43,27 @@ def measure(predictor: TAPPredictor, images: list) -> tuple[np.ndarray, ...]:
     return np.concatenate(log_probs), np.array(names), np.array(by_box), np.array(by_click)
 
 
-def mean_box_iou(predictor: TAPPredictor, images: list) -> float:
-    """Mean IoU of boxes, over all regions with a mask."""
-    values: list[float] = []
-    for image in load_true_images(images):
-        regions = [region for region in image.regions if region.mask is not None]
-        if regions:
-            found = predictor.predict_mask_concept_caption(
-                image.path, boxes=[region.box_xyxy for region in regions], captions=False
-            )
-            masks = np.stack([region.mask for region in regions])
-            values += overlaps(found.masks, masks).tolist()
-    return float(np.mean(values))
-
-
-def overlaps(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(R,) IoU of masks (R,H,W) with others, one by one."""
-    return (masks & others).sum(axis=(1, 2)) / (masks | others).sum(axis=(1, 2))
-
-
 def fit_box_masks(predictor: TAPPredictor, images: list, records: list) -> None:
     """Try all offsets and leave the best in the model."""
-    direction, share = constant_direction(collect_edge_channels(predictor.model, records))
+    model = predictor.model
+    if model.view_segmenter is not None:
+        bias = model.view_segmenter.mask_head.bias.data
+
+        def shift(offset: float) -> None:
+            bias.add_(offset)
+    else:
+        direction, share = constant_direction(collect_edge_channels(model, records))
+        print(f"the direction is constant for {share:.4f}", flush=True)
+
+        def shift(offset: float) -> None:
+            shift_box_masks(model, direction, offset)
+
     scores = []
     for offset in OFFSETS:
-        shift_box_masks(predictor.model, direction, offset)
+        shift(offset)
         scores.append(mean_box_iou(predictor, images))
-        shift_box_masks(predictor.model, direction, -offset)
+        shift(-offset)
         print(f"masks of boxes {offset:+.2f} logits: mean IoU {scores[-1]:.4f}", flush=True)
     best = OFFSETS[int(np.argmax(scores))]
-    shift_box_masks(predictor.model, direction, best)
-    print(f"took {best:+.2f}; the direction is constant for {share:.4f}", flush=True)
+    shift(best)
+    print(f"took {best:+.2f}", flush=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -22,23 +24,31 @@ from tokenize_anything.training.config import (
     config_to_dict,
     load_config,
 )
+from tokenize_anything.training.view_config import ViewConfig
 
 TOOL = Path(__file__).parents[2] / "tools" / "train_tap_tiny.py"
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
+def tool() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(TOOL.parent))
     spec = importlib.util.spec_from_file_location("train_tap_tiny", TOOL)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path.remove(str(TOOL.parent))
+    sys.modules.pop("pack_tap_tiny", None)
 
 
 def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
     phases = [load_config(PretrainConfig, path) for path in tool.STAGE1]
     captions = load_config(CaptionConfig, tool.STAGE2)
-    assert sorted(TOOL.parent.glob("configs/tap_tiny_*.yaml")) == [*tool.STAGE1, tool.STAGE2]
+    assert sorted(TOOL.parent.glob("configs/tap_tiny_*.yaml")) == [
+        *tool.STAGE1,
+        tool.STAGE2,
+        tool.VIEWS,
+    ]
     assert phases[0].init_from is None
     stages: list[PretrainConfig | CaptionConfig] = [*phases, captions]
     for before, after in itertools.pairwise(stages):
@@ -46,11 +56,15 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
     assert len({config.seed for config in phases}) == len(phases)
     last = config_to_dict(phases[-1].model)
     different = {k for k, v in config_to_dict(tap_tiny()).items() if v != last[k]}
-    assert different <= {"image_size", "vocabulary_size"}
+    assert different <= {"image_size", "vocabulary_size", "view_dim"}
+    views = load_config(ViewConfig, tool.VIEWS)
+    assert (views.view_dim, views.view_size) == (tap_tiny().view_dim, tap_tiny().view_size)
     assert (captions.image_size or phases[-1].model.image_size) == tap_tiny().image_size
 
 
-def write_config(path: Path, config: PretrainConfig | CaptionConfig, **places: str) -> Path:
+def write_config(
+    path: Path, config: PretrainConfig | CaptionConfig | ViewConfig, **places: str
+) -> Path:
     """A configuration with relative paths, as the committed ones have."""
     values = config_to_dict(config)
     values["data"] = {"annotation_files": ["photos.json"], "image_folder": "images"}
@@ -76,7 +90,12 @@ def test_all_phases_run_and_are_packed_into_one_file(
         text_tokenizer="text.model",
     )  # fmt: skip
     monkeypatch.setattr(tool, "embed_texts_cached", lambda texts, path: embed_by_hash(texts))
-    packed = tool.train(data, out, stage1, stage2)
+    outlines = ViewConfig(
+        data=captions.data, output_folder="v", view_dim=2, view_size=32, batch_size=2, num_steps=2,
+        num_workers=0, precision="float32",
+    )  # fmt: skip
+    views = write_config(tmp_path / "v.yaml", outlines, output_folder="v")
+    packed = tool.train(data, out, stage1, stage2, views)
     assert packed == out / "tap_tiny.safetensors"
     model = load_model(packed, device="cpu", dtype="float32")
     companions = find_companions(packed, packed, None, model.config.vocabulary_size)
@@ -84,13 +103,15 @@ def test_all_phases_run_and_are_packed_into_one_file(
     assert companions.concepts.names == tuple(sorted(SHAPES))
     assert companions.concepts.weights.shape[0] == MODEL.semantic_dim
     assert companions.text_tokenizer.vocabulary_size == model.config.vocabulary_size
+    assert model.config.view_dim == 2
     trained = load_model(out / "c" / "model.safetensors", device="cpu", dtype="float32")
-    for name, value in model.state_dict().items():
+    names = [n for n in model.state_dict() if not n.startswith("view_segmenter.")]
+    for name, value in ((name, model.state_dict()[name]) for name in names):
         before = trained.state_dict()[name]
         if "semantic_head" in name or "iou_head" in name:  # learnt once more, on tokens
             assert not torch.allclose(value, before, rtol=1e-3, atol=1e-6), name
         else:  # but for float16
             torch.testing.assert_close(value, before, rtol=1e-3, atol=1e-6, msg=name)
-    tool.train(data, out, stage1, stage2)  # all is finished already
+    tool.train(data, out, stage1, stage2, views)  # all is finished already
     again = load_model(packed, device="cpu", dtype="float32").state_dict()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())

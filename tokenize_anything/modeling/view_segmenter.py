@@ -121,6 +121,15 @@ class ViewSegmenter(nn.Module):
             coords_xy: (R,N,2) pixels of the view.
             labels: (R,N) point labels 0..4.
         """
+        mask_logits, features = self.describe(pixels, coords_xy, labels)
+        return ViewOutputs(
+            mask_logits=mask_logits,
+            iou_scores=self.iou_head(features)[:, 0].float(),
+            semantic_embeddings=self.semantic_head(features),
+        )
+
+    def describe(self, pixels: Tensor, coords_xy: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask logits (R,v/2,v/2), and the features (R,20*width) that the other heads read."""
         maps = draw_prompt_maps(coords_xy, labels, pixels.shape[-1]).to(pixels.dtype)
         x = torch.cat([pixels, 2 * maps - 1], dim=1)
         x = F.relu(self.stem(x.contiguous(memory_format=torch.channels_last)))
@@ -133,12 +142,7 @@ class ViewSegmenter(nn.Module):
             x = F.relu(self.up[level](torch.cat([levels[level], larger], dim=1)))
             levels[level] = x
         logits = self.mask_head(x)
-        pooled = _pool(levels, logits)
-        return ViewOutputs(
-            mask_logits=logits[:, 0],
-            iou_scores=self.iou_head(pooled)[:, 0].float(),
-            semantic_embeddings=self.semantic_head(pooled),
-        )
+        return logits[:, 0], _pool(levels, logits)
 
 
 def _pool(levels: list[Tensor], logits: Tensor) -> Tensor:
