@@ -31,7 +31,7 @@ from tokenize_anything.data.view_dataset import ViewBatch, ViewSamplingConfig
 from tokenize_anything.modeling import ViewOutputs
 from tokenize_anything.training import view_training
 from tokenize_anything.training.checkpointing import load_training_state
-from tokenize_anything.training.config import load_config, save_config
+from tokenize_anything.training.config import DataConfig, load_config, save_config
 from tokenize_anything.training.optimizer import OptimizerConfig
 from tokenize_anything.training.view_config import ViewConfig
 from tokenize_anything.training.view_training import (
@@ -274,6 +274,12 @@ def test_some_photos_of_the_data(make_config: Any) -> None:
         ({"num_steps": 0}, "num_steps: expected at least 1, got 0"),
         ({"ema_decay": 1.5}, "ema_decay: expected 0 to 1, got 1.5"),
         ({"max_images": -1}, "max_images: expected at least 0, got -1"),
+        ({"view_size": 100}, "view_size: expected a multiple of 32, got 100"),
+        ({"data": DataConfig(photo_folder="x")}, "data: expected annotation_files, got a folder"),
+        (
+            {"data": DataConfig(annotation_files=("a.json",), on_bad_data="skip")},
+            "data.on_bad_data: expected stop, got skip",
+        ),
     ],
 )
 def test_bad_configurations(make_config: Any, changes: dict[str, Any], message: str) -> None:

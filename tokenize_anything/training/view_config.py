@@ -70,3 +70,9 @@ class ViewConfig:
         for name in ("num_workers", "max_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        if not self.data.annotation_files:
+            raise ValueError("data: expected annotation_files, got a folder of photos or shards")
+        if self.data.on_bad_data != "stop":
+            raise ValueError(f"data.on_bad_data: expected stop, got {self.data.on_bad_data}")
+        if self.view_size % 32:
+            raise ValueError(f"view_size: expected a multiple of 32, got {self.view_size}")
