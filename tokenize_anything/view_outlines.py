@@ -15,7 +15,7 @@ from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.views import View, prepare_views, view_points
 
 VIEWS_AT_ONCE = 16
-OUTLINE_ZOOM = 0.6  # long side of an extent as a share of its view
+OUTLINE_ZOOM = 0.7  # long side of an extent as a share of its view
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@
 
 DIR holds train.json, train_boxes.json, val.json and images/. One run per number of photos (of the
 configuration's width) and per width (on all photos); what is finished in OUT is not done again.
-`--steps` ends runs of all photos sooner, for a third curve.
+`--models` scores files of one run too, such as copies of its model after more and more steps.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the annotated photos")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    for name in ("--photos", "--dims", "--steps"):
+    for name in ("--photos", "--dims"):
         parser.add_argument(name, type=int, nargs="*", default=[])
+    parser.add_argument("--models", type=Path, nargs="*", default=[])
     parser.add_argument("--table", default="tools/eval_results/curves.csv")
     words = parser.parse_args()
     words.out.mkdir(parents=True, exist_ok=True)
@@ -44,17 +45,25 @@ def main() -> None:
     embed = functools.partial(embed_texts_cached, path=words.out / "text_embeddings.safetensors")
     images = read_true_images(words.data / "val.json", words.data / "images")
     runs = [{"max_images": n} for n in words.photos] + [{"view_dim": n} for n in words.dims]
-    for changes in [*runs, *({"num_steps": n} for n in words.steps)]:
+    annotations = str(words.data / "val.json")
+    for changes in runs:
         ((name, value),) = changes.items()
         config = dataclasses.replace(base, output_folder=str(words.out / f"{name}_{value}"))
         path = ViewTrainer(dataclasses.replace(config, **changes), embed).run()
         with (path.parent / "log.csv").open(newline="") as file:
             seen = [float(row["mean_iou"]) for row in list(csv.DictReader(file))[-6:]]
-        scores = [("train, last 300 steps", float(np.mean(seen)))]
-        trained = TAPPredictor.from_pretrained(path, device="cpu", dtype="bfloat16")
-        scores.append(("val", mean_box_iou(trained, images)))
-        rows = [(f"{name} {value}", f"box mean IoU, {where}", score) for where, score in scores]
-        append_rows(words.table, str(path), str(words.data / "val.json"), sys.argv, rows)
+        found = ("train, last 300 steps", float(np.mean(seen))), ("val", score(path, images))
+        rows = [(f"{name} {value}", f"box mean IoU, {where}", iou) for where, iou in found]
+        append_rows(words.table, str(path), annotations, sys.argv, rows)
+    for path in words.models:
+        row = (path.stem, "box mean IoU, val", score(path, images))
+        append_rows(words.table, str(path), annotations, sys.argv, [row])
+
+
+def score(path: Path, images: list) -> float:
+    """Mean IoU of boxes, of all regions of some photos."""
+    predictor = TAPPredictor.from_pretrained(path, device="cpu", dtype="bfloat16")
+    return mean_box_iou(predictor, images)
 
 
 if __name__ == "__main__":
