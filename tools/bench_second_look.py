@@ -21,7 +21,7 @@ from skimage.data import astronaut
 
 from tokenize_anything import PointPrompts, TAPPredictor
 
-MORE = 16
+MODEL, MORE = "tap_tiny", 16
 
 
 def draw(kind: str, count: int, height: int, width: int) -> PointPrompts:
@@ -42,20 +42,18 @@ def check(predictor: TAPPredictor, photo: np.ndarray, prompts: PointPrompts) -> 
         raise AssertionError("one prompt alone and in a batch give different masks")
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="tap_tiny")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", default="tools/bench_results/second_look.csv")
     arguments = parser.parse_args()
     facts = environment("cpu", sys.argv)
     for dtype in arguments.dtypes:
-        for result in bench(make_predictor(arguments.model, "cpu", dtype), arguments.repeats):
-            append_row(arguments.out, facts, (arguments.model, dtype), result)
+        for result in bench(make_predictor(MODEL, "cpu", dtype), arguments.repeats):
+            append_row(arguments.out, facts, (MODEL, dtype), result)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    append_row(arguments.out, facts, (arguments.model, "all"), ("peak memory", peak, "GiB"))
-    return 0
+    append_row(arguments.out, facts, (MODEL, "all"), ("peak memory", peak, "GiB"))
 
 
 def bench(predictor: TAPPredictor, repeats: int) -> Iterator[tuple[str, float, str]]:
@@ -79,4 +77,4 @@ def bench(predictor: TAPPredictor, repeats: int) -> Iterator[tuple[str, float, s
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
