@@ -139,6 +139,20 @@ def test_a_single_look_is_as_without_it(predictor: TAPPredictor, photo: np.ndarr
     np.testing.assert_array_equal(found.semantic_embeddings, expected.semantic_embeddings)
 
 
+def outline_around(
+    predictor: TAPPredictor, photo: np.ndarray, prompt: PointPrompts, mask: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """The outline in the window of a mask and of the clicks."""
+    rows, columns = np.nonzero(mask)
+    x, y = prompt.coords_xy[0][prompt.labels[0] != 4].T.astype(float)
+    low = np.array([min(columns.min(), *x), min(rows.min(), *y)])
+    high = np.array([max(columns.max() + 1, *x), max(rows.max() + 1, *y)])
+    side = float((high - low).max()) / OUTLINE_ZOOM
+    window = zoom_window((low + high) / 2, side, (HEIGHT, WIDTH)) if side < 0.85 * WIDTH else WHOLE
+    outline, score, _ = outline_plainly(predictor, photo, prompt, window)
+    return outline, score
+
+
 @pytest.mark.parametrize("clicks", [[[101, 67]], [[101, 67], [60, 20]]])
 @pytest.mark.parametrize("bias", [-1e4, 1e4])
 def test_few_clicks_take_their_extent_from_the_mask_there_was(
@@ -152,13 +166,10 @@ def test_few_clicks_take_their_extent_from_the_mask_there_was(
         segmenter.iou_head.layers[-1].bias.fill_(bias)
     prompt = PointPrompts.from_points([clicks], [[1, 0][: len(clicks)]])
     told = without_segmenter(predictor).predict_mask_concept_caption(photo, prompts=prompt)
-    rows, columns = np.nonzero(told.masks[0])
-    x, y = np.array(clicks, float).T
-    low = np.array([min(columns.min(), *x), min(rows.min(), *y)])
-    high = np.array([max(columns.max() + 1, *x), max(rows.max() + 1, *y)])
-    side = float((high - low).max()) / OUTLINE_ZOOM
-    window = zoom_window((low + high) / 2, side, (HEIGHT, WIDTH)) if side < 0.85 * WIDTH else WHOLE
-    mask, score, _ = outline_plainly(predictor, photo, prompt, window)
+    mask, score = outline_around(predictor, photo, prompt, told.masks[0])
+    closer, closer_score = outline_around(predictor, photo, prompt, mask)
+    if closer_score > score:
+        mask, score = closer, closer_score
     found = predictor.predict_mask_concept_caption(photo, prompts=prompt)
     is_outlined = len(clicks) == 2 or bias > 0
     np.testing.assert_array_equal(found.masks[0], mask if is_outlined else told.masks[0])

@@ -42,11 +42,12 @@ from tokenize_anything.region_decoding import (
     decode_image,
     encode_photo,
 )
-from tokenize_anything.view_outlines import outline_regions
+from tokenize_anything.view_outlines import Outline, outline_regions
 from tokenize_anything.views import View, known_extents, list_views, point_array, prepare_views
 
 VIEWS_AT_ONCE = 8
 COMPARED_SIDE = 256  # masks are compared at no less than so many steps along the long side
+OUTLINE_ROUNDS = 2
 VIEW_WEIGHT = 0.5  # of the view segmenter's embedding beside that of the semantic token
 
 
@@ -124,23 +125,41 @@ def _write_outlines(
 ) -> None:
     """Put outlines in the place of masks; of a single click only those with a higher score.
 
-    Prompts that do not say how large their region is take that from the mask there was.
+    Prompts that do not say how large their region is take that from the mask there was, and once
+    more from the outline, which counts where it scores higher.
     """
     extents = known_extents(prompts)
     num_points = (prompts.labels != PointLabel.PADDING).sum(axis=1)
-    for row in np.flatnonzero(num_points).tolist():
-        if row not in extents and target.masks[row].any():
-            corners = masks_to_boxes(target.masks[row : row + 1]).reshape(2, 2)
-            extents[row] = np.concatenate([corners, point_array(prompts, row)])
-    for outline in outline_regions(model, rgb, prompts, extents):
-        row = outline.row
-        if num_points[row] == 1 and outline.iou_score <= target.iou_scores[row]:
-            continue
-        target.masks[row], target.iou_scores[row] = outline.mask, outline.iou_score
+    unknown = [row for row in np.flatnonzero(num_points).tolist() if row not in extents]
+    extents |= _mask_extents(prompts, target, unknown)
+    accepted: dict[int, Outline] = {}
+    for _ in range(OUTLINE_ROUNDS):
+        found = []
+        for outline in outline_regions(model, rgb, prompts, extents):
+            row = outline.row
+            has_rival = num_points[row] == 1 or row in accepted
+            if not has_rival or outline.iou_score > target.iou_scores[row]:
+                target.masks[row], target.iou_scores[row] = outline.mask, outline.iou_score
+                accepted[row] = outline
+                found.append(row)
+        extents = _mask_extents(prompts, target, [row for row in found if row in unknown])
+    for row, outline in accepted.items():
         told = F.normalize(target.semantic_embeddings[row].float(), dim=-1)
         seen = F.normalize(outline.semantic_embedding.float(), dim=-1)
         joined = (told + VIEW_WEIGHT * seen).to(target.semantic_embeddings.dtype)
         target.semantic_embeddings[row] = joined
+
+
+def _mask_extents(
+    prompts: PointPrompts, decoded: DecodedImage, rows: list[int]
+) -> dict[int, NDArray[np.floating]]:
+    """Clicks and corners of the mask (N,2) of prompts whose mask is not empty, by row."""
+    extents = {}
+    for row in rows:
+        if decoded.masks[row].any():
+            corners = masks_to_boxes(decoded.masks[row : row + 1]).reshape(2, 2)
+            extents[row] = np.concatenate([corners, point_array(prompts, row)])
+    return extents
 
 
 def _answer_clicks(
