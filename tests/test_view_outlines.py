@@ -41,10 +41,13 @@ def outline_plainly(
     coords = frame.to_model_frame(prompt.coords_xy - np.array([x0, y0], np.float32))
     segmenter = predictor.model.view_segmenter
     assert segmenter is not None
-    outputs = segmenter(pixels, torch.from_numpy(coords), torch.from_numpy(prompt.labels.copy()))
+    asked = pixels, torch.from_numpy(coords), torch.from_numpy(prompt.labels.copy())
+    plain, mirrored = segmenter(*asked), segmenter(*asked, mirrored=True)
     mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[y0:y1, x0:x1] = restore_masks(outputs.mask_logits, frame)[0]
-    return mask, float(outputs.iou_scores[0]), outputs.semantic_embeddings[0]
+    logits = (plain.mask_logits + mirrored.mask_logits) / 2
+    mask[y0:y1, x0:x1] = restore_masks(logits, frame)[0]
+    score = float(plain.iou_scores[0] + mirrored.iou_scores[0]) / 2
+    return mask, score, (plain.semantic_embeddings[0] + mirrored.semantic_embeddings[0]) / 2
 
 
 def without_segmenter(predictor: TAPPredictor) -> TAPPredictor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenize_anything.image_transform import restore_masks
-from tokenize_anything.modeling import TAP
+from tokenize_anything.modeling import TAP, ViewOutputs
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.views import View, prepare_views, view_points
 
@@ -69,7 +69,9 @@ def outline_regions(
         seen = prepare_views(rgb, prompts, some, model.config, side=model.config.view_size)
         pixels = seen.pixels.to(model.device, model.dtype)
         coords, labels = seen.coords_xy.to(model.device), seen.labels.to(model.device)
-        outputs = model.view_segmenter(pixels, coords, labels)
+        outputs = ViewOutputs.mean(
+            [model.view_segmenter(pixels, coords, labels, mirrored=m) for m in (False, True)]
+        )
         for index, view in enumerate(some):
             x0, y0, x1, y1 = view.window_xyxy
             mask = np.zeros(image_hw, bool)

@@ -112,11 +112,22 @@ def test_tokens_of_the_mask_are_means_over_it(segmenter: ViewSegmenter) -> None:
     torch.testing.assert_close(pooled, torch.cat(expected, dim=1), rtol=1e-4, atol=1e-5)
 
 
-def test_outputs_join_in_order(segmenter: ViewSegmenter) -> None:
-    outputs = [segmenter(*pixels_and_prompts(count)) for count in (1, 2)]
-    joined = ViewOutputs.concatenate(outputs)
-    assert torch.equal(joined.mask_logits[1:], outputs[1].mask_logits)
-    assert len(joined.iou_scores) == 3
+def test_mirrored_equals_mirrored_photos_and_prompts(segmenter: ViewSegmenter) -> None:
+    pixels, coords, labels = pixels_and_prompts(3)
+    coords = coords.round()
+    flipped = coords.clone()
+    flipped[..., 0] = SIDE - 1 - coords[..., 0]  # clicks lie on pixels
+    edges = SIDE - coords[0, :2, 0]  # corners lie between them
+    flipped[0, :2, 0] = edges.flip(0)
+    expected = segmenter(pixels.flip(-1), flipped, labels)
+    found = segmenter(pixels, coords, labels, mirrored=True)
+    torch.testing.assert_close(found.mask_logits, expected.mask_logits.flip(-1))
+    torch.testing.assert_close(found.iou_scores, expected.iou_scores)
+    plain = segmenter(pixels, coords, labels)
+    assert not torch.allclose(found.mask_logits, plain.mask_logits)
+    mean = ViewOutputs.mean([plain, found])
+    torch.testing.assert_close(mean.mask_logits, (plain.mask_logits + found.mask_logits) / 2)
+    torch.testing.assert_close(mean.iou_scores, (plain.iou_scores + found.iou_scores) / 2)
 
 
 def test_models_have_one_only_if_they_say_so() -> None:

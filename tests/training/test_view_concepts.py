@@ -18,8 +18,8 @@ from tokenize_anything.modeling import TAP
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.training.token_heads import HeadConfig
 from tokenize_anything.training.view_concepts import collect_view_features, fit_view_concepts
-from tokenize_anything.view_outlines import outline_regions
-from tokenize_anything.views import known_extents
+from tokenize_anything.view_outlines import choose_views
+from tokenize_anything.views import known_extents, prepare_views
 
 VOCABULARY = tiny_vocabulary((*SHAPES[::-1], "cloud"))
 
@@ -45,9 +45,11 @@ def test_features_are_those_that_outlines_are_named_by(tmp_path: Path) -> None:
                 if photo is not rgb:
                     x0, x1 = record.width - x1, record.width - x0
                 prompt = PointPrompts.from_boxes([[x0, y0, x1, y1]])
+                views = choose_views(known_extents(prompt), photo.shape[:2])
+                seen = prepare_views(photo, prompt, views, model.config, side=32)
                 with torch.no_grad():
-                    (one,) = outline_regions(model, photo, prompt, known_extents(prompt))
-                expected.append(one.semantic_embedding)
+                    one = model.view_segmenter(seen.pixels, seen.coords_xy, seen.labels)
+                expected.append(one.semantic_embeddings[0])
                 rows.append(VOCABULARY.names.index(text))
     found = model.view_segmenter.semantic_head(features)
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-3, atol=1e-3)

@@ -39,10 +39,13 @@ class ViewOutputs:
     semantic_embeddings: Tensor
 
     @classmethod
-    def concatenate(cls, parts: Sequence[ViewOutputs]) -> ViewOutputs:
-        """Join outputs along R, in order."""
-        fields = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in fields})
+    def mean(cls, parts: Sequence[ViewOutputs]) -> ViewOutputs:
+        """The mean of what was said about the same views several times."""
+        stacked = {
+            field.name: torch.stack([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(cls)
+        }
+        return cls(**{name: values.mean(dim=0) for name, values in stacked.items()})
 
 
 def draw_prompt_maps(coords_xy: Tensor, labels: Tensor, side: int) -> Tensor:
@@ -113,25 +116,31 @@ class ViewSegmenter(nn.Module):
         self.iou_head = PredictionHead(pooled, HEAD_DIM, 1)
         self.semantic_head = PredictionHead(pooled, HEAD_DIM, config.semantic_dim)
 
-    def forward(self, pixels: Tensor, coords_xy: Tensor, labels: Tensor) -> ViewOutputs:
+    def forward(
+        self, pixels: Tensor, coords_xy: Tensor, labels: Tensor, *, mirrored: bool = False
+    ) -> ViewOutputs:
         """Outline one region in each view.
 
         Args:
             pixels: (R,3,v,v) normalised, v a multiple of 32.
             coords_xy: (R,N,2) pixels of the view.
             labels: (R,N) point labels 0..4.
+            mirrored: look at everything flipped left to right, and flip the masks back.
         """
-        mask_logits, features = self.describe(pixels, coords_xy, labels)
+        mask_logits, features = self.describe(pixels, coords_xy, labels, mirrored=mirrored)
         return ViewOutputs(
             mask_logits=mask_logits,
             iou_scores=self.iou_head(features)[:, 0].float(),
             semantic_embeddings=self.semantic_head(features),
         )
 
-    def describe(self, pixels: Tensor, coords_xy: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def describe(
+        self, pixels: Tensor, coords_xy: Tensor, labels: Tensor, *, mirrored: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Mask logits (R,v/2,v/2), and the features (R,20*width) that the other heads read."""
         maps = draw_prompt_maps(coords_xy, labels, pixels.shape[-1]).to(pixels.dtype)
         x = torch.cat([pixels, 2 * maps - 1], dim=1)
+        x = x.flip(-1) if mirrored else x
         x = F.relu(self.stem(x.contiguous(memory_format=torch.channels_last)))
         levels = []
         for level, block in enumerate(self.blocks):
@@ -142,7 +151,7 @@ class ViewSegmenter(nn.Module):
             x = F.relu(self.up[level](torch.cat([levels[level], larger], dim=1)))
             levels[level] = x
         logits = self.mask_head(x)
-        return logits[:, 0], _pool(levels, logits)
+        return (logits.flip(-1) if mirrored else logits)[:, 0], _pool(levels, logits)
 
 
 def _pool(levels: list[Tensor], logits: Tensor) -> Tensor:
