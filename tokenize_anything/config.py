@@ -195,6 +195,7 @@ def tap_tiny() -> TAPConfig:
         text_mlp_dim=1024,
         vocabulary_size=3812,
         zoom=0.5,
+        view_dim=24,
     )
 
 

@@ -3,9 +3,8 @@
     python tools/calibrate.py --model FILE --data DIR/train.json --images DIR/images --out FILE
 
 boxes: how much larger the masks of boxes should be, for the best mean IoU.
-box_iou, point_iou: a line for the IoU scores of boxes, and of clicks, so that they mean what they
-say; those of boxes are slot 0's, or the view segmenter's where there is one.
-concepts: a temperature for the concepts, so that their probabilities do.
+box_iou, point_iou: lines for the IoU scores of boxes (of outlines, if there are any) and of clicks,
+concepts: a temperature for the concepts, so that they mean what they say.
 """
 
 from __future__ import annotations
@@ -61,7 +60,8 @@ def main() -> None:
         records, _ = read_regions([arguments.data], arguments.images)
         fit_box_masks(predictor, images, [each for each in records if Path(each.path) in chosen])
     if arguments.parts != ["boxes"]:
-        log_probs, names, by_box, by_click = measure(predictor, images)
+        with_clicks = "point_iou" in arguments.parts
+        log_probs, names, by_box, by_click = measure(predictor, images, with_clicks=with_clicks)
         box = fit_line(*by_box.T) if "box_iou" in arguments.parts else (1.0, 0.0)
         point = fit_line(*by_click.T) if "point_iou" in arguments.parts else (1.0, 0.0)
         print(f"IoU lines {box} {point}")

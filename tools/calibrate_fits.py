@@ -19,8 +19,8 @@ from tokenize_anything.training.box_masks import (
 OFFSETS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # logits
 
 
-def measure(predictor: TAPPredictor, images: list) -> tuple[np.ndarray, ...]:
-    """Log-probabilities, true names, and (score, IoU) of boxes and of clicks."""
+def measure(predictor: TAPPredictor, images: list, *, with_clicks: bool) -> tuple[np.ndarray, ...]:
+    """Log-probabilities, true names, and (score, IoU) of boxes and, if asked, of clicks."""
     log_probs, names, by_box, by_click = [], [], [], []
     position = {name: row for row, name in enumerate(predictor.concepts.names)}
     for image in tqdm(load_true_images(images), total=len(images)):
@@ -28,16 +28,17 @@ def measure(predictor: TAPPredictor, images: list) -> tuple[np.ndarray, ...]:
         if not regions:
             continue
         boxes = [region.box_xyxy for region in regions]
-        clicks = [innermost_point(region.mask) for region in regions]
+        clicks = [innermost_point(region.mask) for region in regions] if with_clicks else None
         found = predictor.predict_mask_concept_caption(
             image.path, boxes=boxes, points=clicks, captions=False
         )
+        first = len(found) - len(regions)
         masks = np.stack([region.mask for region in regions])
-        for pairs, part in ((by_click, found[: len(regions)]), (by_box, found[len(regions) :])):
-            values = overlaps(part.masks, masks).tolist()
+        for pairs, part in ((by_click, found[:first]), (by_box, found[first:])):
+            values = overlaps(part.masks, masks).tolist() if len(part) else []
             pairs.extend(zip(part.iou_scores.tolist(), values, strict=True))
         known = [row for row, region in enumerate(regions) if region.name in position]
-        embeddings = torch.from_numpy(found.semantic_embeddings[len(regions) :][known])
+        embeddings = torch.from_numpy(found.semantic_embeddings[first:][known])
         log_probs.append(predictor.concepts.log_probs(embeddings).numpy())
         names += [position[regions[row].name] for row in known]
     return np.concatenate(log_probs), np.array(names), np.array(by_box), np.array(by_click)
