@@ -10,12 +10,15 @@ from tokenize_anything.build import load_model
 from tokenize_anything.checkpoints import save_model
 from tokenize_anything.companions import Companions, find_companions
 from tokenize_anything.concepts import ConceptVocabulary
+from tokenize_anything.data.coco_lvis import read_regions
 from tokenize_anything.text_tokenizer import TextTokenizer
 from tokenize_anything.text_towers import MINILM
 from tokenize_anything.training import pretrain
 from tokenize_anything.training.caption_finetune import CaptionTrainer
 from tokenize_anything.training.concept_head import fit_concept_head, name_indices
 from tokenize_anything.training.iou_head import collect_iou_samples, fit_iou_head
+from tokenize_anything.training.view_concepts import collect_view_features, fit_view_concepts
+from tokenize_anything.training.view_config import ViewConfig
 
 
 def pack_stages(trainer: CaptionTrainer, trained: Path, path: Path) -> Path:
@@ -32,9 +35,13 @@ def pack_stages(trainer: CaptionTrainer, trained: Path, path: Path) -> Path:
     return save_model(model, path, dtype="float16", metadata=metadata, extra_tensors=tensors)
 
 
-def pack_as_float16(source: Path, path: Path) -> Path:
-    """A model with its companions, at half the size."""
-    model = load_model(source, device="cpu", dtype="float32")
-    own = find_companions(source, source, None, model.config.vocabulary_size)
+def pack_outlines(config: ViewConfig, trained: Path, path: Path) -> Path:
+    """The model with outlines and its companions, one head of the outlines learnt once more."""
+    model = load_model(trained, device="cpu", dtype="float32")
+    own = find_companions(trained, trained, None, model.config.vocabulary_size)
+    assert own.concepts is not None
+    records, texts = read_regions(config.data.annotation_files, config.data.image_folder)
+    features, names = collect_view_features(model, records, texts, own.concepts)
+    fit_view_concepts(model, features, names, own.concepts)
     tensors, metadata = own.pack()
     return save_model(model, path, dtype="float16", metadata=metadata, extra_tensors=tensors)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pack_tap_tiny import pack_as_float16, pack_stages
+from pack_tap_tiny import pack_outlines, pack_stages
 
 from tokenize_anything.semantic_sa1b.text_space import embed_texts_cached
 from tokenize_anything.training import pretrain
@@ -53,7 +53,7 @@ def train(data: Path, out: Path, stage1: Sequence[Path], stage2: Path, views: Pa
         read_config(ViewConfig, views, data, out), init_from=str(packed)
     )
     trained = ViewTrainer(segmenter, embed).run()
-    return pack_as_float16(trained, out / "tap_tiny.safetensors")
+    return pack_outlines(segmenter, trained, out / "tap_tiny.safetensors")
 
 
 def main() -> None:

@@ -104,6 +104,14 @@ def test_all_phases_run_and_are_packed_into_one_file(
     assert companions.concepts.weights.shape[0] == MODEL.semantic_dim
     assert companions.text_tokenizer.vocabulary_size == model.config.vocabulary_size
     assert model.config.view_dim == 2
+    before = load_model(out / "v" / "model.safetensors", device="cpu", dtype="float32").state_dict()
+    last = {
+        name
+        for name, value in model.state_dict().items()
+        if name.startswith("view_segmenter.")
+        and not torch.allclose(value.float(), before[name].float(), rtol=2e-3, atol=1e-5)
+    }
+    assert last and all("view_segmenter.semantic_head" in name for name in last)
     trained = load_model(out / "c" / "model.safetensors", device="cpu", dtype="float32")
     names = [n for n in model.state_dict() if not n.startswith("view_segmenter.")]
     for name, value in ((name, model.state_dict()[name]) for name in names):
