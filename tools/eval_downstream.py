@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from eval_box_tokens import BoxTokens, encode_boxes
 from eval_names import Row, accuracies, few_rows
@@ -45,6 +46,11 @@ def score(
     for name, fit in FITS.items():
         classifier = fit(train.tokens, train.names.tolist())
         yield from accuracies(name, classifier.predict(val.tokens), val.names)
+    order = np.random.default_rng(0).permutation(len(train.names))
+    for rows in (order[: len(order) // share] for share in (16, 4, 2)):
+        classifier = fit_linear_probe(train.tokens[rows], train.names[rows].tolist())
+        found = classifier.predict(val.tokens)
+        yield from accuracies(f"linear probe, {len(rows)} regions", found, val.names)
     for count in FEW:
         rows = few_rows(train.names, count)
         classifier = fit_linear_probe(train.tokens[rows], train.names[rows].tolist())
