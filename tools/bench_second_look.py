@@ -65,9 +65,7 @@ def bench(predictor: TAPPredictor, repeats: int) -> Iterator[tuple[str, float, s
         check(predictor, photo, many)
         for look, zoom in (("second look", None), ("one look", 0.0)):
             one, all_of_them = (
-                best_time(
-                    lambda p=p, z=zoom: ask(photo, prompts=p, captions=False, zoom=z), repeats
-                )
+                best_time(lambda p=p, z=zoom: ask(prompts=p, zoom=z), repeats)
                 for p in (many[0], many)
             )
             yield f"first {kind}, {look}", one, "s"
