@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.tiny_predictor import make_mixed_prompts, make_photo, tiny_predictor
-from tokenize_anything import PointPrompts, TAPPredictor
+from tokenize_anything import TAP, PointPrompts, TAPPredictor, zooming
 from tokenize_anything.geometry import zoom_window
 from tokenize_anything.image_transform import prepare_images, restore_masks
 from tokenize_anything.view_outlines import OUTLINE_ZOOM, Outline, outline_regions
@@ -179,3 +181,32 @@ def test_few_clicks_take_their_extent_from_the_mask_there_was(
     expected = score if is_outlined else told.iou_scores[0]
     assert found.iou_scores[0] == pytest.approx(expected, rel=1e-4)
     np.testing.assert_allclose(found.semantic_tokens, told.semantic_tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize("scores", [(0.4, 0.6), (0.6, 0.4)])
+def test_the_second_round_counts_where_it_scores_higher(
+    predictor: TAPPredictor,
+    photo: np.ndarray,
+    scores: tuple[float, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Outlines with given scores: the windows of random weights all give the same."""
+    given = []
+
+    def outline(
+        model: TAP, rgb: np.ndarray, prompts: PointPrompts, extents: Mapping[int, np.ndarray]
+    ) -> Iterator[Outline]:
+        for row in extents:
+            mask = np.zeros((HEIGHT, WIDTH), bool)
+            mask[30 : 50 + 10 * len(given), 40:90] = True
+            given.append(mask)
+            score = torch.tensor(scores[len(given) - 1])
+            yield Outline(row, mask, score, torch.ones(predictor.model.config.semantic_dim))
+
+    monkeypatch.setattr(zooming, "outline_regions", outline)
+    prompt = PointPrompts.from_points([[[101, 67], [60, 20]]], [[1, 0]])
+    found = predictor.predict_mask_concept_caption(photo, prompts=prompt)
+    best = int(np.argmax(scores))
+    assert len(given) == 2
+    np.testing.assert_array_equal(found.masks[0], given[best])
+    assert found.iou_scores[0] == pytest.approx(scores[best])

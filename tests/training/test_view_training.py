@@ -298,3 +298,30 @@ def test_the_command(
     )
     assert main(["train", "views", str(tmp_path / "views.yaml")]) == 0
     assert f"wrote {tmp_path / 'run' / 'model.safetensors'}" in capsys.readouterr().out
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(make_config: Any) -> None:
+    """The concept part is that of the regions with a text, with a mask or without."""
+    trainer = ViewTrainer(
+        make_config(
+            mask_weight=2.0, dice_weight=3.0, iou_weight=5.0, concept_weight=7.0,
+            second_stage_probability=0.0,
+        ),
+        embed_by_hash,
+    )  # fmt: skip
+    trainer.segmenter.eval()
+    batch = make_batch()  # the first has no text, the last no mask
+    total, parts = trainer.losses(batch)
+    weights = {"mask": 2.0, "dice": 3.0, "iou": 5.0, "concept": 7.0}
+    assert float(total.detach()) == pytest.approx(
+        sum(weight * float(parts[name]) for name, weight in weights.items()), rel=1e-5
+    )
+    told = [trainer.losses(keep_texts(batch, rows))[1]["concept"] for rows in ([5], [1, 5], [1])]
+    assert float(told[1]) == pytest.approx((float(told[0]) + float(told[2])) / 2, rel=1e-4)
+    assert float(told[0]) > 0
+
+
+def keep_texts(batch: ViewBatch, rows: list[int]) -> ViewBatch:
+    index = torch.full_like(batch.text_index, -1)
+    index[rows] = batch.text_index[rows]
+    return dataclasses.replace(batch, text_index=index)
