@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenize_anything.image_transform import restore_masks
 from tokenize_anything.modeling import TAP, ViewOutputs
 from tokenize_anything.prompts import PointPrompts
-from tokenize_anything.views import View, prepare_views, view_points
+from tokenize_anything.views import PreparedViews, View, prepare_views, view_points
 
 VIEWS_AT_ONCE = 16
 OUTLINE_ZOOM = 0.7  # long side of an extent as a share of its view
@@ -46,6 +46,20 @@ def choose_views(
     ]
 
 
+def show_views(
+    model: TAP,
+    rgb: NDArray[np.uint8],
+    prompts: PointPrompts,
+    extents: Mapping[int, NDArray[np.floating]],
+) -> Iterator[tuple[list[View], PreparedViews]]:
+    """The views of all extents as the segmenter takes them, `VIEWS_AT_ONCE` at a time."""
+    views = choose_views(extents, rgb.shape[:2])
+    for start in range(0, len(views), VIEWS_AT_ONCE):
+        some = views[start : start + VIEWS_AT_ONCE]
+        seen = prepare_views(rgb, prompts, some, model.config, side=model.config.view_size)
+        yield some, seen.to(model.device, model.dtype)
+
+
 def outline_regions(
     model: TAP,
     rgb: NDArray[np.uint8],
@@ -63,14 +77,10 @@ def outline_regions(
     """
     assert model.view_segmenter is not None
     image_hw = (rgb.shape[0], rgb.shape[1])
-    views = choose_views(extents, image_hw)
-    for start in range(0, len(views), VIEWS_AT_ONCE):
-        some = views[start : start + VIEWS_AT_ONCE]
-        seen = prepare_views(rgb, prompts, some, model.config, side=model.config.view_size)
-        pixels = seen.pixels.to(model.device, model.dtype)
-        coords, labels = seen.coords_xy.to(model.device), seen.labels.to(model.device)
+    for some, seen in show_views(model, rgb, prompts, extents):
+        asked = seen.pixels, seen.coords_xy, seen.labels
         outputs = ViewOutputs.mean(
-            [model.view_segmenter(pixels, coords, labels, mirrored=m) for m in (False, True)]
+            [model.view_segmenter(*asked, mirrored=mirrored) for mirrored in (False, True)]
         )
         for index, view in enumerate(some):
             x0, y0, x1, y1 = view.window_xyxy

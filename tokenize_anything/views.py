@@ -99,6 +99,13 @@ class PreparedViews:
     coords_xy: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> PreparedViews:
+        """The same where a model is, its pixels in the model's dtype."""
+        return PreparedViews(
+            self.pixels.to(device, dtype), self.frames, self.coords_xy.to(device),
+            self.labels.to(device),
+        )  # fmt: skip
+
 
 def prepare_views(
     rgb: NDArray[np.uint8],

@@ -268,12 +268,11 @@ def decode_views(
         for start in range(0, len(alike), VIEWS_AT_ONCE):
             part = alike[start : start + VIEWS_AT_ONCE]
             seen = prepare_views(rgb, prompts, part, model.config, side=model.config.image_size)
-            pixels, coords, labels = seen.pixels, seen.coords_xy, seen.labels
-            features = model.encode_images(pixels.to(model.device, model.dtype))
+            seen = seen.to(model.device, model.dtype)
             outputs = model.decode_regions(
-                model.prepare_regions(features),
-                coords.to(model.device).unsqueeze(1),
-                labels.to(model.device).unsqueeze(1),
+                model.prepare_regions(model.encode_images(seen.pixels)),
+                seen.coords_xy.unsqueeze(1),
+                seen.labels.unsqueeze(1),
                 all_slots=all_slots,
             )
             yield DecodedViews(part, seen.frames, outputs)

@@ -58,6 +58,7 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
     different = {k for k, v in config_to_dict(tap_tiny()).items() if v != last[k]}
     assert different <= {"image_size", "view_dim", "vocabulary_size"}
     views = load_config(ViewConfig, tool.VIEWS)
+    assert views.fresh and load_config(ViewConfig, tool.CONFIGS / "curve_views.yaml").fresh
     assert (views.view_dim, views.view_size) == (tap_tiny().view_dim, tap_tiny().view_size)
     assert (captions.image_size or phases[-1].model.image_size) == tap_tiny().image_size
 

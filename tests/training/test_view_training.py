@@ -147,8 +147,10 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 def test_a_segmenter_of_the_same_width_goes_on(make_config: Any, tmp_path: Path) -> None:
     path = ViewTrainer(make_config(), embed_by_hash).run()
-    for width, is_same in ((3, True), (4, False)):
-        config = make_config(init_from=str(path), view_dim=width, output_folder=str(tmp_path / "b"))
+    for width, fresh, is_same in ((3, False, True), (4, False, False), (3, True, False)):
+        config = make_config(
+            init_from=str(path), view_dim=width, fresh=fresh, output_folder=str(tmp_path / "b")
+        )
         started = ViewTrainer(config, embed_by_hash).segmenter.state_dict()
         trained = load_model(path, device="cpu").view_segmenter
         assert trained is not None

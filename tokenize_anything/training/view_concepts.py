@@ -21,8 +21,8 @@ from tokenize_anything.data.samples import ImageRecord, TextTable
 from tokenize_anything.modeling import TAP
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.training.token_heads import HeadConfig, fit_head
-from tokenize_anything.view_outlines import VIEWS_AT_ONCE, choose_views
-from tokenize_anything.views import known_extents, prepare_views
+from tokenize_anything.view_outlines import show_views
+from tokenize_anything.views import known_extents
 
 VIEW_HEAD = HeadConfig(num_epochs=12, token_noise=0.1)
 
@@ -115,11 +115,8 @@ def fit_view_concepts(
 def _features(model: TAP, rgb: NDArray[np.uint8], prompts: PointPrompts) -> Tensor:
     """(R,F) float32 on the CPU."""
     assert model.view_segmenter is not None
-    views, parts = choose_views(known_extents(prompts), rgb.shape[:2]), []
-    for start in range(0, len(views), VIEWS_AT_ONCE):
-        some = views[start : start + VIEWS_AT_ONCE]
-        seen = prepare_views(rgb, prompts, some, model.config, side=model.config.view_size)
-        pixels = seen.pixels.to(model.device, model.dtype)
-        coords, labels = seen.coords_xy.to(model.device), seen.labels.to(model.device)
-        parts.append(model.view_segmenter.describe(pixels, coords, labels)[1].float().cpu())
+    parts = []
+    for _, seen in show_views(model, rgb, prompts, known_extents(prompts)):
+        described = model.view_segmenter.describe(seen.pixels, seen.coords_xy, seen.labels)
+        parts.append(described[1].float().cpu())
     return torch.cat(parts)

@@ -21,6 +21,7 @@ class ViewConfig:
 
     init_from: the model that gets it; all else in it stays as it is. A segmenter of the same width
         goes on learning, another one is replaced.
+    fresh: start the segmenter from noise although `init_from` has one of the same width.
     view_dim: width of the segmenter, see `TAPConfig`.
     view_size: side of a view, pixels.
     max_images: of the photos of the data, the first so many of a fixed shuffle; 0 takes all.
@@ -39,6 +40,7 @@ class ViewConfig:
     data: DataConfig
     output_folder: str
     init_from: str = "tap_tiny"
+    fresh: bool = False
     view_dim: int = 24
     view_size: int = 128
     views: ViewSamplingConfig = field(default_factory=ViewSamplingConfig)

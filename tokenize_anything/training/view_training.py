@@ -247,14 +247,14 @@ class ViewTrainer:
 def start_model(config: ViewConfig) -> TAP:
     """The model of `init_from` with a segmenter of the configuration's width, in float32."""
     source = load_model(config.init_from, device="cpu", dtype="float32")
-    is_same = source.config.view_dim == config.view_dim
     sizes = dataclasses.replace(source.config, view_dim=config.view_dim, view_size=config.view_size)
     torch.manual_seed(config.seed)
     model = build_model(sizes)
     state = source.state_dict()
-    fresh = {} if is_same else {k: v for k, v in model.state_dict().items() if "view_segm" in k}
-    kept = {k: v for k, v in state.items() if is_same or not k.startswith("view_segmenter.")}
-    model.load_state_dict(kept | fresh)
+    if config.fresh or source.config.view_dim != config.view_dim:
+        state = {name: value for name, value in state.items() if not _is_segmenters(name)}
+        state |= {name: v for name, v in model.state_dict().items() if _is_segmenters(name)}
+    model.load_state_dict(state)
     return model
 
 
@@ -320,6 +320,10 @@ def mask_losses(outputs: ViewOutputs, batch: ViewBatch) -> dict[str, Tensor]:
         "iou": _mean((outputs.iou_scores - ious).square(), batch.has_mask),
         "mean_iou": _mean(ious, batch.has_mask),
     }
+
+
+def _is_segmenters(name: str) -> bool:
+    return name.startswith("view_segmenter.")
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
