@@ -15,9 +15,7 @@ from safetensors.torch import save_file
 
 from tests.tiny import tiny_config, tiny_tap
 from tokenize_anything.checkpoints import (
-    COORD_MATRIX_KEY,
     CheckpointHeader,
-    cast_tensor,
     check_state,
     expected_state,
     lay_out_model,
@@ -32,6 +30,7 @@ from tokenize_anything.checkpoints import (
 )
 from tokenize_anything.config import PixelConfig, TAPConfig
 from tokenize_anything.modeling import TAP
+from tokenize_anything.weight_rounding import COORD_MATRIX_KEY, cast_tensor
 
 PIXELS = PixelConfig(mean=(11.5, 22.25, 33.125), std=(44.0, 55.5, 66.25), channel_order="RGB")
 

@@ -56,7 +56,7 @@ LAYERS = {
         "predictor", "predictor_arguments", "prompt_arguments",
         "published_format", "published_pickle", "region_decoding", "text_generation",
         "text_tokenizer", "text_towers", "torchvision_operators", "view_outlines", "views",
-        "zooming",
+        "weight_rounding", "zooming",
     ],
     "data": ["data"],
     "workflows": ["downstream", "evaluation", "semantic_sa1b", "training"],

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tokenize_anything.checkpoints import cast_tensor, lay_out_model, parse_dtype, read_checkpoint
+from tokenize_anything.checkpoints import lay_out_model, parse_dtype, read_checkpoint
 from tokenize_anything.config import TAPConfig
 from tokenize_anything.hub import PUBLISHED_WEIGHTS, download
 from tokenize_anything.modeling import TAP
 from tokenize_anything.published_format import read_published_checkpoint
+from tokenize_anything.weight_rounding import cast_tensor
 
 BUILT_IN_WEIGHTS: Mapping[str, str] = {"tap_tiny": "weights/tap_tiny.safetensors"}
 _OTHER_SUFFIXES = frozenset([".pth", ".pt", ".bin", ".ckpt", ".npz", ".onnx"])
