@@ -29,6 +29,9 @@ from tokenize_anything.training.finetune import (
     FinetuneReport,
     finetune,
 )
+from tokenize_anything.training.naming_config import NamingConfig
+from tokenize_anything.training.naming_training import NamerTrainer
+from tokenize_anything.training.part_config import PartConfig
 from tokenize_anything.training.pretrain import Pretrainer
 from tokenize_anything.training.relative_paths import resolve_paths
 from tokenize_anything.training.view_config import ViewConfig
@@ -50,7 +53,7 @@ _DEFAULTS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(FinetuneConfig)
 }
 EMBEDDING_COLUMN = "embedding"  # of a store that `tap semantic build` made
-Config = TypeVar("Config", PretrainConfig, CaptionConfig, ViewConfig)
+Config = TypeVar("Config", PretrainConfig, CaptionConfig, NamingConfig, ViewConfig)
 
 
 def add_train_command(commands: Any) -> None:
@@ -78,6 +81,10 @@ def add_train_command(commands: Any) -> None:
         kinds, "views", run_views,
         "the network that outlines regions in views, for a trained model, from a configuration",
     )  # fmt: skip
+    _add_config_command(
+        kinds, "names", run_names,
+        "the network that names outlined regions, for a model with outlines, from a configuration",
+    )  # fmt: skip
     own = kinds.add_parser(
         "finetune", help="both stages on own photos; what `tap train` does without a kind",
         description=_OWN_DATA, allow_abbrev=False,
@@ -97,7 +104,7 @@ def _add_config_command(
     parser.add_argument(
         "--out", metavar="DIR", default="", help="folder of relative paths of runs (default: here)"
     )
-    if name in ("pretrain", "views"):
+    if name in ("pretrain", "views", "names"):
         parser.add_argument(
             "--text-tower", metavar="NAME", default=MINILM,
             help=f"text encoder that spans the concept space (default: {MINILM}), or a CLIP model "
@@ -185,6 +192,14 @@ def run_views(arguments: argparse.Namespace) -> None:
     _say(f"wrote {path}")
 
 
+def run_names(arguments: argparse.Namespace) -> None:
+    """The view namer of a configuration."""
+    config = _read(NamingConfig, arguments)
+    with _stopped_clearly():
+        path = NamerTrainer(config, _embedder(arguments.text_tower, config)).run()
+    _say(f"wrote {path}")
+
+
 def run_captions(arguments: argparse.Namespace) -> None:
     """Stage 2 of a configuration; its tokenizer is learnt where the file is not there yet."""
     config = _read(CaptionConfig, arguments)
@@ -202,7 +217,7 @@ def _read(kind: type[Config], arguments: argparse.Namespace) -> Config:
     return resolve_paths(load_config(kind, arguments.config), arguments.data, arguments.out)
 
 
-def _embedder(name: str, config: PretrainConfig | ViewConfig) -> Callable[[Sequence[str]], Tensor]:
+def _embedder(name: str, config: PretrainConfig | PartConfig) -> Callable[[Sequence[str]], Tensor]:
     """A text encoder that is opened when it is needed, and whose answers are kept."""
     stem = "".join(letter if letter.isalnum() else "-" for letter in name)
     path = Path(config.output_folder) / f"text_embeddings_{stem}.safetensors"

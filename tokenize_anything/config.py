@@ -52,7 +52,9 @@ class TAPConfig:
     `max_text_length` counts the visual token, so at most `max_text_length - 2` new tokens follow
     the start token. `zoom` is how large a small region appears in a second view (see `zooming`), as
     a share of the view's side; 0 for models that look once. `view_dim` is the width of the network
-    that outlines regions in views of `view_size` pixels (`modeling.view_segmenter`), 0 for none.
+    that outlines regions in views of `view_size` pixels (`modeling.view_segmenter`), 0 for none;
+    `namer_size` the side of the views of another one of that width that names them
+    (`modeling.view_namer`), 0 for none.
     """
 
     image_size: int = 1024
@@ -74,6 +76,7 @@ class TAPConfig:
     zoom: float = 0.0
     view_dim: int = 0
     view_size: int = 128
+    namer_size: int = 0
     pixels: PixelConfig = dataclasses.field(default_factory=PixelConfig)
 
     def __post_init__(self) -> None:
@@ -91,7 +94,7 @@ class TAPConfig:
         return {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("pixels", "zoom", "view_dim")
+            if f.name not in ("pixels", "zoom", "view_dim", "namer_size")
         }
 
     def _cross_field_problems(self) -> list[str]:
@@ -114,6 +117,11 @@ class TAPConfig:
             (type(self.view_dim) is int and self.view_dim >= 0,
              f"view_dim must be a whole number of at least 0, got {self.view_dim!r}"),
             (self.view_size % 32 == 0, f"view_size must be a multiple of 32, got {self.view_size}"),
+            (type(self.namer_size) is int and self.namer_size >= 0 and self.namer_size % 32 == 0,
+             f"namer_size must be 0 or a multiple of 32, got {self.namer_size!r}"),
+            (not self.namer_size or bool(self.view_dim),
+             f"namer_size must be 0 where view_dim is 0 (`tap train views` comes first), got "
+             f"{self.namer_size!r}"),
         ]  # fmt: skip
         return [message for holds, message in rules if not holds]
 

@@ -46,6 +46,7 @@ from tokenize_anything.region_decoding import (
     encode_photo,
 )
 from tokenize_anything.regions import RegionPredictions
+from tokenize_anything.view_names import write_names
 
 _FIRST_SLOT = 1  # slot 0 is for boxes
 _POINTS_PER_ROUND = 128  # after so many clicks duplicates are dropped
@@ -169,7 +170,11 @@ def find_everything(
         frames.append(encoded.frame)
         found.append(search.run(config.points_per_batch or chunk, advance))
     kept = _choose_across_views(views, frames, found, config)
-    return _finish(model, _restore(views, frames, kept, (height, width), config), kept, config)
+    result = _finish(model, _restore(views, frames, kept, (height, width), config), kept, config)
+    rgb = image.rgb if isinstance(image, EncodedImage) else image
+    if model.view_namer is not None and rgb is not None:
+        write_names(model, rgb, result.decoded)
+    return result
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,8 @@ __all__ = [
     "ImageFrame",
     "ImageSource",
     "load_image",
+    "normalize_pixels",
+    "pixel_padding",
     "prepare_images",
     "restore_logits",
     "restore_masks",
@@ -119,6 +121,20 @@ def prepare_images(
         _write_pixels(pixels[index], _resize(rgb, frame.scaled_hw), config.pixels)
         frames.append(frame)
     return torch.from_numpy(pixels), frames
+
+
+def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
+    """(B,S,S,3) RGB, 0 to 255, to (B,3,S,S) float32 as a model takes it, on the same device."""
+    images = images.flip(-1) if pixels.channel_order == "BGR" else images
+    mean = torch.tensor(pixels.mean, device=images.device)
+    std = torch.tensor(pixels.std, device=images.device)
+    return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+def pixel_padding(pixels: PixelConfig) -> tuple[int, int, int]:
+    """RGB of what lies beyond an image: the pixel mean cut to whole numbers."""
+    first, second, third = (int(value) for value in pixels.mean)
+    return (third, second, first) if pixels.channel_order == "BGR" else (first, second, third)
 
 
 def restore_masks(

@@ -42,6 +42,7 @@ from tokenize_anything.region_decoding import (
     decode_image,
     encode_photo,
 )
+from tokenize_anything.view_names import write_names
 from tokenize_anything.view_outlines import Outline, outline_regions
 from tokenize_anything.views import View, known_extents, list_views, point_array, prepare_views
 
@@ -105,7 +106,7 @@ def decode_closely(
     if not zoom or encoded.rgb is None:
         return first
     views = list_views(prompts, encoded.original_hw, zoom)
-    boxed = [view for view in views if prompts.is_box[view.row]]
+    boxed = [view for view in views if prompts.is_box[view.row] and not _settles_boxes(model)]
     for part in decode_views(model, encoded.rgb, prompts, boxed, all_slots=False):
         for index in range(len(part.views)):
             part.write_answer(index, int(part.outputs.mask_index[index]), first)
@@ -117,7 +118,16 @@ def decode_closely(
             part.write_answer(index, slot, first)
     if model.view_segmenter is not None:
         _write_outlines(model, encoded.rgb, prompts, first)
+    if model.view_namer is not None:
+        is_box = np.flatnonzero(prompts.is_box).tolist()
+        boxes = {row: prompts.coords_xy[row, :2].reshape(4) for row in is_box}
+        write_names(model, encoded.rgb, first, boxes)
     return first
+
+
+def _settles_boxes(model: TAP) -> bool:
+    """Whether outlines and names of boxes need no view of the image encoder."""
+    return model.view_segmenter is not None and model.view_namer is not None
 
 
 def _write_outlines(

@@ -10,7 +10,6 @@ concepts: a temperature for the concepts, so that they mean what they say.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +48,7 @@ def main() -> None:
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--max-images", type=int, default=300)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--rounded", nargs="*", default=(), help="see save_model")
     arguments = parser.parse_args()
     predictor = TAPPredictor.from_pretrained(arguments.model, device="cpu", dtype="float32")
     model = predictor.model
@@ -60,8 +60,8 @@ def main() -> None:
         records, _ = read_regions([arguments.data], arguments.images)
         fit_box_masks(predictor, images, [each for each in records if Path(each.path) in chosen])
     if arguments.parts != ["boxes"]:
-        with_clicks = "point_iou" in arguments.parts
-        log_probs, names, by_box, by_click = measure(predictor, images, with_clicks=with_clicks)
+        found = measure(predictor, images, with_clicks="point_iou" in arguments.parts)
+        log_probs, names, by_box, by_click = found
         box = fit_line(*by_box.T) if "box_iou" in arguments.parts else (1.0, 0.0)
         point = fit_line(*by_click.T) if "point_iou" in arguments.parts else (1.0, 0.0)
         print(f"IoU lines {box} {point}")
@@ -70,10 +70,10 @@ def main() -> None:
     if "concepts" in arguments.parts:
         temperature = fit_temperature(log_probs, names)
         print(f"concept weights x {temperature:.3f}")
-        concepts = dataclasses.replace(own.concepts, weights=own.concepts.weights * temperature)
-        own = dataclasses.replace(own, concepts=concepts)
+        own.concepts.weights.mul_(temperature)
     tensors, metadata = own.pack()
-    save_model(model, arguments.out, dtype="float16", metadata=metadata, extra_tensors=tensors)
+    kept = {"metadata": metadata, "extra_tensors": tensors, "rounded": arguments.rounded}
+    save_model(model, arguments.out, dtype="float16", **kept)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,12 @@ from tokenize_anything.build import load_model
 from tokenize_anything.checkpoints import save_model
 from tokenize_anything.companions import Companions, find_companions
 from tokenize_anything.concepts import ConceptVocabulary
-from tokenize_anything.data.coco_lvis import read_regions
 from tokenize_anything.text_tokenizer import TextTokenizer
 from tokenize_anything.text_towers import MINILM
 from tokenize_anything.training import pretrain
 from tokenize_anything.training.caption_finetune import CaptionTrainer
 from tokenize_anything.training.concept_head import fit_concept_head, name_indices
 from tokenize_anything.training.iou_head import collect_iou_samples, fit_iou_head
-from tokenize_anything.training.view_concepts import collect_view_features, fit_view_concepts
-from tokenize_anything.training.view_config import ViewConfig
 
 
 def pack_stages(trainer: CaptionTrainer, trained: Path, path: Path) -> Path:
@@ -35,13 +32,11 @@ def pack_stages(trainer: CaptionTrainer, trained: Path, path: Path) -> Path:
     return save_model(model, path, dtype="float16", metadata=metadata, extra_tensors=tensors)
 
 
-def pack_outlines(config: ViewConfig, trained: Path, path: Path) -> Path:
-    """The model with outlines and its companions, one head of the outlines learnt once more."""
+def pack_model(trained: Path, named: Path, path: Path) -> Path:
+    """The model with its last captions, and the companions that it had without them."""
     model = load_model(trained, device="cpu", dtype="float32")
-    own = find_companions(trained, trained, None, model.config.vocabulary_size)
-    assert own.concepts is not None
-    records, texts = read_regions(config.data.annotation_files, config.data.image_folder)
-    features, names = collect_view_features(model, records, texts, own.concepts)
-    fit_view_concepts(model, features, names, own.concepts)
-    tensors, metadata = own.pack()
-    return save_model(model, path, dtype="float16", metadata=metadata, extra_tensors=tensors)
+    tensors, metadata = find_companions(named, named, None, model.config.vocabulary_size).pack()
+    return save_model(
+        model, path, dtype="float16", metadata=metadata, extra_tensors=tensors,
+        rounded=("view_segmenter.", "view_namer."),
+    )  # fmt: skip

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from tests.tiny import randomize, tiny_config
 from tokenize_anything.config import PointLabel, TAPConfig
 from tokenize_anything.modeling import TAP, ViewOutputs, ViewSegmenter
-from tokenize_anything.modeling.view_segmenter import CLICK_RADIUS, _pool, draw_prompt_maps
+from tokenize_anything.modeling.view_encoder import pool_levels
+from tokenize_anything.modeling.view_segmenter import CLICK_RADIUS, draw_prompt_maps
 
 SIDE = 96
 CONFIG = tiny_config(view_dim=5, view_size=SIDE)
@@ -100,11 +101,11 @@ def test_every_kind_of_prompt_is_heard(segmenter: ViewSegmenter, place: int) -> 
 
 
 def test_tokens_of_the_mask_are_means_over_it(segmenter: ViewSegmenter) -> None:
-    """With all logits alike, the three means are plain means of the last maps."""
+    """Of one half, and for the last map of the whole."""
     levels = [torch.randn(2, dim, side, side) for dim, side in ((20, 12), (40, 6), (40, 3))]
-    logits = torch.zeros(2, 1, SIDE // 2, SIDE // 2)
-    logits[:, :, :, SIDE // 4 :] = -1e4  # the right half is not in the mask
-    pooled = _pool([torch.zeros(0), torch.zeros(0), *levels], logits)
+    masks = torch.ones(2, SIDE // 2, SIDE // 2)
+    masks[:, :, SIDE // 4 :] = 0  # the right half is not in the mask
+    pooled = pool_levels([torch.zeros(0), torch.zeros(0), *levels], masks)
     expected = [levels[0][..., :6].mean((2, 3)), levels[1][..., :3].mean((2, 3))]
     expected.append(levels[2].mean((2, 3)))
     torch.testing.assert_close(pooled, torch.cat(expected, dim=1), rtol=1e-4, atol=1e-5)

@@ -25,7 +25,7 @@ from tokenize_anything.data.epoch_sampler import EpochSampler
 from tokenize_anything.data.prompt_sampling import PromptSamplingConfig
 from tokenize_anything.data.region_dataset import collate
 from tokenize_anything.data.samples import RegionBatch
-from tokenize_anything.image_transform import prepare_images
+from tokenize_anything.image_transform import normalize_pixels, prepare_images
 from tokenize_anything.modeling.layers import DropPath
 from tokenize_anything.training import region_objective
 from tokenize_anything.training.checkpointing import load_training_state
@@ -33,7 +33,7 @@ from tokenize_anything.training.config import PretrainConfig, load_config
 from tokenize_anything.training.initialize import sine_position_table
 from tokenize_anything.training.optimizer import OptimizerConfig, learning_rate
 from tokenize_anything.training.pretrain import LOG_COLUMNS, Pretrainer
-from tokenize_anything.training.region_objective import PARTS, RegionObjective, normalize_pixels
+from tokenize_anything.training.region_objective import PARTS, RegionObjective
 from tokenize_anything.training.step_draws import StepDraws, image_generators
 
 

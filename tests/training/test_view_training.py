@@ -33,10 +33,10 @@ from tokenize_anything.training import view_training
 from tokenize_anything.training.checkpointing import load_training_state
 from tokenize_anything.training.config import DataConfig, load_config, save_config
 from tokenize_anything.training.optimizer import OptimizerConfig
+from tokenize_anything.training.part_training import choose_records
 from tokenize_anything.training.view_config import ViewConfig
 from tokenize_anything.training.view_training import (
     ViewTrainer,
-    choose_records,
     first_prompts,
     mask_losses,
     replace_boxes,
@@ -151,7 +151,7 @@ def test_a_segmenter_of_the_same_width_goes_on(make_config: Any, tmp_path: Path)
         config = make_config(
             init_from=str(path), view_dim=width, fresh=fresh, output_folder=str(tmp_path / "b")
         )
-        started = ViewTrainer(config, embed_by_hash).segmenter.state_dict()
+        started = ViewTrainer(config, embed_by_hash).part.state_dict()
         trained = load_model(path, device="cpu").view_segmenter
         assert trained is not None
         equal = [
@@ -165,7 +165,7 @@ def test_a_segmenter_of_the_same_width_goes_on(make_config: Any, tmp_path: Path)
 def test_a_broken_loss_names_its_photos(make_config: Any) -> None:
     trainer = ViewTrainer(make_config(), embed_by_hash)
     with torch.no_grad():
-        trainer.segmenter.mask_head.bias.fill_(float("nan"))
+        trainer.part.mask_head.bias.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"loss is nan at step 0, images \['\d.png'"):
         trainer.run()
 
@@ -246,16 +246,16 @@ def test_each_kind_of_prompt_is_drawn(make_config: Any) -> None:
     """First prompts alone, clicks on the truth, and corrections of the segmenter's own masks."""
     trainer = ViewTrainer(make_config(), embed_by_hash)
     with torch.no_grad():
-        trainer.segmenter.mask_head.bias.fill_(9.0)  # all is region, so corrections say otherwise
+        trainer.part.mask_head.bias.fill_(9.0)  # all is region, so corrections say otherwise
     batch = view_training.join_views([trainer.dataset[0, index] for index in range(3)])
     pixels = torch.zeros(len(batch), 3, SIDE, SIDE)
     kinds = set()
-    before = {name: value.clone() for name, value in trainer.segmenter.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.part.state_dict().items()}
     for trainer.step in range(12):
         prompts = trainer._draw_prompts(batch, pixels, torch.Generator().manual_seed(0))
         kinds.add((prompts.labels.shape[1] > 2, bool((prompts.labels == 0).any())))
     assert kinds == {(False, False), (True, False), (True, True)}
-    for name, value in trainer.segmenter.state_dict().items():
+    for name, value in trainer.part.state_dict().items():
         assert torch.equal(value, before[name])  # drawing leaves the running statistics alone
 
 
@@ -311,7 +311,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(make_config: Any) -> None:
         ),
         embed_by_hash,
     )  # fmt: skip
-    trainer.segmenter.eval()
+    trainer.part.eval()
     batch = make_batch()  # the first has no text, the last no mask
     total, parts = trainer.losses(batch)
     weights = {"mask": 2.0, "dice": 3.0, "iou": 5.0, "concept": 7.0}

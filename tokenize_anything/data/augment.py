@@ -10,6 +10,7 @@ import numpy as np
 
 from tokenize_anything.config import PixelConfig
 from tokenize_anything.geometry import zoom_window
+from tokenize_anything.image_transform import pixel_padding
 
 # Masks that shrink more than this are averaged before they are sampled, or thin parts vanish.
 MAX_SAMPLED_SHRINK = 1.5
@@ -169,9 +170,8 @@ def crop_image(image: np.ndarray, crop: Crop, image_size: int, pixels: PixelConf
     window = _resize(image[y0:y1, x0:x1], crop.target_wh)
     if crop.is_mirrored:
         window = window[:, ::-1]
-    mean = pixels.mean[::-1] if pixels.channel_order == "BGR" else pixels.mean
     square = np.empty((image_size, image_size, 3), dtype=np.uint8)
-    square[:] = np.array(mean).astype(np.uint8)
+    square[:] = pixel_padding(pixels)
     (left, top), (width, height) = crop.offset_xy, crop.target_wh
     square[top : top + height, left : left + width] = window
     return square

@@ -11,6 +11,7 @@ from tokenize_anything.modeling.prompt_encoder import PromptEncoder
 from tokenize_anything.modeling.tap import TAP
 from tokenize_anything.modeling.text_decoder import KVCache, TextDecoder
 from tokenize_anything.modeling.two_way_transformer import ImageContext
+from tokenize_anything.modeling.view_namer import ViewNamer
 from tokenize_anything.modeling.view_segmenter import ViewOutputs, ViewSegmenter
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PromptEncoder",
     "RegionOutputs",
     "TextDecoder",
+    "ViewNamer",
     "ViewOutputs",
     "ViewSegmenter",
     "select_mask_index",

@@ -15,6 +15,7 @@ from tokenize_anything.modeling.image_encoder import ImageEncoder
 from tokenize_anything.modeling.prompt_encoder import PromptEncoder
 from tokenize_anything.modeling.text_decoder import TextDecoder
 from tokenize_anything.modeling.two_way_transformer import ImageContext
+from tokenize_anything.modeling.view_namer import ViewNamer
 from tokenize_anything.modeling.view_segmenter import ViewSegmenter
 
 
@@ -43,6 +44,7 @@ class TAP(nn.Module):
         self.image_decoder = ImageDecoder(config, decoder_dropout)
         self.text_decoder = TextDecoder(config, text_dropout)
         self.view_segmenter = ViewSegmenter(config) if config.view_dim else None
+        self.view_namer = ViewNamer(config) if config.view_dim and config.namer_size else None
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B,3,S,S) normalised pixels to image_features (B,C,h,w)."""

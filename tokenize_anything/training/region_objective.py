@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenize_anything.concepts import ConceptVocabulary
-from tokenize_anything.config import PixelConfig
 from tokenize_anything.data.prompt_sampling import PromptSampler, SampledPrompts
 from tokenize_anything.data.samples import RegionBatch
+from tokenize_anything.image_transform import normalize_pixels
 from tokenize_anything.modeling import TAP, ImageContext, RegionOutputs
 from tokenize_anything.training.config import PretrainConfig
 from tokenize_anything.training.region_losses import RegionLosses, RegionTargets, region_losses
@@ -28,15 +28,6 @@ class BatchTargets:
 
     first: RegionTargets
     second: RegionTargets
-
-
-def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
-    """(B,S,S,3) uint8 RGB to (B,3,S,S) float32 in the model's channel order."""
-    if pixels.channel_order == "BGR":
-        images = images.flip(-1)
-    mean = torch.tensor(pixels.mean, device=images.device)
-    std = torch.tensor(pixels.std, device=images.device)
-    return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 class RegionObjective(nn.Module):

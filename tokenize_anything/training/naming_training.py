@@ -1,0 +1,187 @@
+"""Train the view namer of a model; all other weights of the model stay as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenize_anything.image_transform import normalize_pixels
+from tokenize_anything.modeling import TAP, ViewNamer, ViewSegmenter
+from tokenize_anything.training import losses
+from tokenize_anything.training.named_views import (
+    Looks,
+    NamedViews,
+    choose_windows,
+    crop_regions,
+    draw_looks,
+    named_tokens,
+    outline_crops,
+)
+from tokenize_anything.training.naming_config import NameSamplingConfig, NamingConfig
+from tokenize_anything.training.part_training import PartTrainer, choose_records, start_model
+from tokenize_anything.training.training_data import TrainingData
+
+ERASED = (0.1, 0.45)  # sides of what is blotted out, of the view's
+
+
+@dataclass(frozen=True, eq=False)
+class NamedBatch:
+    """R views; the second names are those of what is mixed in.
+
+    looks: the views.
+    tokens: (R,C) semantic tokens of the regions.
+    names, other_names: (R,) rows of the text table.
+    share: of the first names.
+    photos: for error messages.
+    """
+
+    looks: Looks
+    tokens: Tensor
+    names: Tensor
+    other_names: Tensor
+    share: float
+    photos: tuple[str, ...]
+
+
+class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
+    """One run of the view namer; see `PartTrainer`. The crops of all regions stay in memory."""
+
+    PART = "view_namer"
+    LOSSES = ("concept", "accuracy")
+
+    def start_model(self) -> TAP:
+        """The model of `init_from` with a namer, in float32.
+
+        Raises:
+            ValueError: a model without a view segmenter.
+        """
+        config = self.config
+        model, goes_on = start_model(config, self.PART, namer_size=config.namer_size)
+        assert model.view_namer is not None and model.view_segmenter is not None
+        if not goes_on and not config.fresh:
+            start_from_segmenter(model.view_namer, model.view_segmenter)
+        model.view_namer.dropout = config.dropout
+        return model
+
+    def prepare(self, data: TrainingData) -> None:
+        """Cut out and outline all named regions, and decode their boxes."""
+        config = self.config
+        records = choose_records(data.records, config.max_images)
+        names = self.teacher.vocabulary.names
+        views = crop_regions(records, data.texts, names, self.model, config.crop_size)
+        views = outline_crops(self.model, views, self.autocast())
+        with self.autocast():
+            tokens = named_tokens(self.model.eval(), records, data.texts, names)
+        self.views = dataclasses.replace(views, tokens=tokens)
+        self.weights = torch.where(self.views.has_mask, 1.0, config.box_only_weight)
+
+    def batches(self) -> Iterator[NamedBatch]:
+        """Views of regions drawn at random, with replacement."""
+        while True:
+            yield self.draw_batch()
+
+    def draw_batch(self) -> NamedBatch:
+        """The batch of the current step, which depends on the seed and the step alone."""
+        config = self.config
+        generator = torch.Generator().manual_seed(self.step_seed())
+        rows = torch.multinomial(
+            self.weights, config.batch_size, replacement=True, generator=generator
+        )
+        side = config.view_size or config.namer_size
+        looks = draw_training_looks(self.views, rows, side, config.views, generator)
+        names, tokens = self.views.names[rows], self.views.tokens[rows]
+        share, order = 1.0, torch.arange(len(rows))
+        rng = np.random.default_rng((config.seed, self.step))
+        if config.views.mix and rng.random() < 0.5:
+            share = float(rng.beta(config.views.mix, config.views.mix))
+            order = torch.randperm(len(rows), generator=generator)
+            mixed = [
+                share * value + (1 - share) * value[order]
+                for value in (looks.images, looks.boxes, looks.masks, tokens)
+            ]
+            looks, tokens = Looks(*mixed[:3]), mixed[3]
+        photos = tuple(self.views.photos[row] for row in rows.tolist())
+        return NamedBatch(looks, tokens, names, names[order], share, photos)
+
+    def losses(self, batch: NamedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """KL divergence from what the names say about each concept; how often the first is right.
+
+        Returns:
+            the loss, and its parts by the names of `LOSSES`.
+        """
+        looks, device = batch.looks, self.device
+        images = looks.images.movedim(1, -1).to(device)
+        pixels = normalize_pixels(images, self.model.config.pixels)
+        assert isinstance(self.part, ViewNamer)
+        with self.autocast():
+            features = self.part.look(pixels, looks.boxes.to(device), looks.masks.to(device))
+            tokens = self.part.fuse(features, batch.tokens.to(device))
+            embeddings = self.part.semantic_head(tokens)
+        student = self.teacher.vocabulary.log_probs(embeddings.float())
+        loss = torch.zeros((), device=device)
+        for share, names in ((batch.share, batch.names), (1 - batch.share, batch.other_names)):
+            teacher = self.teacher.log_probs(names).to(device)
+            loss = loss + share * losses.concept_loss(student, teacher).mean()
+        right = student.argmax(-1) == self.teacher.log_probs(batch.names).to(device).argmax(-1)
+        return loss, {"concept": loss.detach(), "accuracy": right.float().mean()}
+
+    def names_of(self, batch: NamedBatch) -> Sequence[str]:
+        """Names of the photos."""
+        return batch.photos
+
+
+def draw_training_looks(
+    views: NamedViews,
+    rows: Tensor,
+    side: int,
+    config: NameSamplingConfig,
+    generator: torch.Generator,
+) -> Looks:
+    """Views of some regions, varied."""
+    count = len(rows)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    def normal(deviation: float, *shape: int) -> Tensor:
+        return deviation * torch.randn(count, *shape, generator=generator)
+
+    low, high = np.log(config.zoom_range).tolist()
+    zoom = uniform(low, high).exp()
+    shifts = uniform(-config.max_shift, config.max_shift, 2)
+    windows = choose_windows(views, zoom, shifts)
+    warps = {
+        "flip": torch.where(uniform(0, 1) < config.flip, -1.0, 1.0),
+        "turn": normal(config.turn),
+        "stretch": normal(config.stretch).exp(),
+    }
+    looks = draw_looks(views, rows, windows, side, warps)
+    colour = config.colour
+    images = looks.images * uniform(1 - colour, 1 + colour, 1, 1, 1)
+    for axes, strength in (((1, 2, 3), colour), ((1,), 5 / 3 * colour)):  # contrast, saturation
+        mean = images.mean(axes, keepdim=True)
+        images = mean + (images - mean) * uniform(1 - strength, 1 + strength, 1, 1, 1)
+    images = (images * (1 + normal(colour / 4, 3, 1, 1))).clamp(0, 255)
+    spots = side * torch.cat([uniform(0, 1, 2), uniform(*ERASED, 2)], dim=1)
+    for place in torch.nonzero(uniform(0, 1) < config.erase).flatten().tolist():
+        left, top, width, height = spots[place].round().int().tolist()
+        x0, y0 = left * (side - width) // side, top * (side - height) // side
+        images[place, :, y0 : y0 + height, x0 : x0 + width] = images[place].mean()
+    is_shown = (uniform(0, 1) >= config.hide_mask).float()
+    return Looks(images, looks.boxes, looks.masks * is_shown[:, None, None])
+
+
+@torch.no_grad()
+def start_from_segmenter(namer: ViewNamer, segmenter: ViewSegmenter) -> None:
+    """Copy what both networks have; the mask enters where the segmenter's clicks do."""
+    state, source = namer.state_dict(), segmenter.state_dict()
+    for name, value in state.items():
+        if name == "stem.0.weight":
+            value.copy_(source[name][:, : value.shape[1]])
+        elif name in source and not name.startswith("semantic_head."):
+            value.copy_(source[name])
