@@ -204,6 +204,7 @@ def tap_tiny() -> TAPConfig:
         vocabulary_size=3812,
         zoom=0.5,
         view_dim=24,
+        namer_size=96,
     )
 
 

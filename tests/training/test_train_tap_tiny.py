@@ -78,7 +78,7 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
     assert different <= {"image_size", "view_dim", "namer_size", "vocabulary_size"}
     assert views.fresh and load_config(ViewConfig, tool.CONFIGS / "curve_views.yaml").fresh
     assert (views.view_dim, views.view_size) == (tap_tiny().view_dim, tap_tiny().view_size)
-    assert len({config.namer_size for config in names}) == 1
+    assert {config.namer_size for config in names} == {tap_tiny().namer_size}
     assert (stage2.image_size or phases[-1].model.image_size) == tap_tiny().image_size
 
 
