@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.data.photos import SHAPES, write_json, write_photos
-from tests.tiny import tiny_config, tiny_tap
+from tests.tiny import tiny_config, tiny_tap, tiny_tokenizer
 from tests.tiny_predictor import tiny_vocabulary
 from tests.training.tiny_runs import embed_by_hash
 from tokenize_anything import TAPPredictor, TextTokenizer
@@ -126,6 +126,29 @@ def test_one_file_with_the_new_names_and_captions(folder: Path, tmp_path: Path) 
     written = report.model_path.stat().st_mtime_ns
     assert finetune(make_config(folder, out, peak_lr=1e-2), tower=HashTower()) == report
     assert report.model_path.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("freeze", [("image_encoder",), ("image_encoder", "view_namer")])
+def test_a_namer_learns_the_names_too(
+    folder: Path, tmp_path: Path, freeze: tuple[str, ...]
+) -> None:
+    config = tiny_config(zoom=0.5, view_dim=2, view_size=32, namer_size=32)
+    tensors, metadata = Companions(tiny_vocabulary(config=config), tiny_tokenizer(), SPACE).pack()
+    start = save_model(
+        tiny_tap(config), tmp_path / "start.safetensors", metadata=metadata, extra_tensors=tensors
+    )
+    data = change(folder, tmp_path / "named.json", captions=None)
+    changes: dict[str, Any] = dict(data=data, model=str(start), freeze=freeze, peak_lr=1e-2)
+    report = finetune(make_config(folder, tmp_path / "out", **changes), tower=HashTower())
+    moved = changed_parts(start, report.model_path)
+    learnt = {"view_namer"} - set(freeze)
+    assert moved == {"prompt_encoder", "image_decoder"} | learnt
+    assert (tmp_path / "out" / "names").is_dir() == bool(learnt)
+    predictor = TAPPredictor.from_pretrained(report.model_path, device="cpu")
+    found = predictor.predict_mask_concept_caption(
+        str(folder / "images" / "0.png"), boxes=[[5, 7, 25, 24]], captions=False
+    )
+    assert found.concepts[0][0] in SHAPES
 
 
 def test_names_alone_leave_the_captions(folder: Path, tmp_path: Path) -> None:

@@ -32,20 +32,23 @@ from tokenize_anything.training.config import (
     save_config,
 )
 from tokenize_anything.training.distributed import Processes
+from tokenize_anything.training.naming_config import NamingConfig
+from tokenize_anything.training.naming_training import NamerTrainer
 from tokenize_anything.training.optimizer import OptimizerConfig
 from tokenize_anything.training.own_photos import PhotoSurvey, survey_photos
 
 logger = logging.getLogger(__name__)
 
-FREEZABLE_PARTS = (*TRAINABLE_PARTS, "text_decoder")
+FREEZABLE_PARTS = (*TRAINABLE_PARTS, "view_namer", "text_decoder")
 CONFIG_FILE = "finetune.yaml"
 MODEL_FILE = "model.safetensors"
 TOKENIZER_FILE = "text_tokenizer.model"
-REGION_FOLDER, CAPTION_FOLDER = "regions", "captions"
+REGION_FOLDER, NAME_FOLDER, CAPTION_FOLDER = "regions", "names", "captions"
 
-REGION_EPOCHS, CAPTION_EPOCHS = 12, 30
+REGION_EPOCHS, NAME_EPOCHS, CAPTION_EPOCHS = 12, 12, 30
 MIN_STEPS, MAX_STEPS = 100, 4000
-CAPTION_BATCH = 64
+NAME_BATCH, CAPTION_BATCH = 64, 64
+MAX_CROPS = 20_000  # regions kept in memory while names are learnt, 1.5 GB
 TEACHER_RATIO = 0.75  # of the student's logit scale, as tap_tiny was trained
 
 
@@ -62,7 +65,8 @@ class FinetuneConfig:
     image_size: side of the square the model sees; None keeps the model's own.
     text_tokenizer: a SentencePiece file, for models that bring none.
     fresh_text_decoder: a new text decoder and tokenizer, made of the texts of the data alone.
-    num_steps: of stage 1; None makes 12 epochs, within 100 to 4000 steps.
+    num_steps: of stage 1, and of the view namer where the model has one; None makes 12 epochs of
+        each, within 100 to 4000 steps.
     caption_steps: of stage 2; None makes 30 epochs, within the same limits.
     batch_size: photos of a step of stage 1.
     peak_lr: of both stages; a fresh text decoder takes five times as much.
@@ -120,8 +124,9 @@ def finetune(
 ) -> FinetuneReport:
     """Train on the data, going on from what the output folder holds.
 
-    Stage 1 runs when regions have category names; these become the vocabulary. Stage 2 runs when
-    there are captions. The result holds weights, names and text tokenizer.
+    Stage 1 runs when regions have category names; these become the vocabulary, and where the model
+    has a view namer, it learns them too. Stage 2 runs when there are captions. The result holds
+    weights, names and text tokenizer.
 
     Args:
         config: of the run.
@@ -216,14 +221,22 @@ class _Finetuning:
 
     def _learn_regions(self) -> tuple[str, ConceptVocabulary]:
         """Stage 1, unless all of it is frozen. Returns the model and the new vocabulary."""
-        tower = self._open_tower()
+        tower, trained = self._open_tower(), str(self.source)
         if set(TRAINABLE_PARTS) <= set(self.config.freeze):
-            vocabulary = embed_concepts(self.survey.names, tower)
-            return str(self.source), vocabulary
-        config = self._region_config(tower.logit_scale)
-        trained = pretrain.Pretrainer(config, tower.embed_texts).run()
-        concepts = ConceptVocabulary.load(trained.with_name(pretrain.CONCEPTS_FILE))
-        return str(trained), dataclasses.replace(concepts, space=self.own.concept_space)
+            concepts = embed_concepts(self.survey.names, tower)
+        else:
+            config = self._region_config(tower.logit_scale)
+            path = pretrain.Pretrainer(config, tower.embed_texts).run()
+            found = ConceptVocabulary.load(path.with_name(pretrain.CONCEPTS_FILE))
+            concepts = dataclasses.replace(found, space=self.own.concept_space)
+            trained = str(path)
+        if self.sizes.namer_size and "view_namer" not in self.config.freeze:
+            naming = self._naming_config(trained, tower.logit_scale)
+            if self.processes.is_first:  # its runs are of one process
+                NamerTrainer(naming, tower.embed_texts).run()
+            self.processes.wait()
+            trained = str(self.folder / NAME_FOLDER / MODEL_FILE)
+        return trained, concepts
 
     def _open_tower(self) -> TextTower:
         if self.tower is not None:
@@ -261,6 +274,31 @@ class _Finetuning:
             device=config.device,
             precision=self._precision(),
             num_workers=config.num_workers,
+            seed=config.seed,
+            save_every=max(1, min(200, steps // 4)),
+            log_every=max(1, steps // 40),
+        )
+
+    def _naming_config(self, init_from: str, logit_scale: float) -> NamingConfig:
+        config, survey = self.config, self.survey
+        steps = config.num_steps or choose_steps(survey.num_named, NAME_BATCH, NAME_EPOCHS)
+        photos = MAX_CROPS * survey.num_images // max(survey.num_named, 1)
+        return NamingConfig(
+            data=config.data,
+            output_folder=str(self.folder / NAME_FOLDER),
+            init_from=init_from,
+            namer_size=self.sizes.namer_size,
+            max_images=max(1, photos) if survey.num_named > MAX_CROPS else 0,
+            optimizer=OptimizerConfig(
+                peak_lr=2 * config.peak_lr, warmup_steps=max(1, steps // 20), weight_decay=0.05
+            ),
+            batch_size=NAME_BATCH,
+            num_steps=steps,
+            teacher_scale=TEACHER_RATIO * logit_scale,
+            student_scale=logit_scale,
+            ema_decay=0.99,
+            device=config.device,
+            precision=self._precision(),
             seed=config.seed,
             save_every=max(1, min(200, steps // 4)),
             log_every=max(1, steps // 40),
