@@ -19,9 +19,9 @@ from tokenize_anything.geometry import masks_to_boxes
 from tokenize_anything.image_transform import normalize_pixels, pixel_padding
 from tokenize_anything.modeling import TAP
 from tokenize_anything.region_decoding import DecodedImage
+from tokenize_anything.view_outlines import VIEWS_AT_ONCE
 
 NAMING_ZOOM = 0.7  # long side of a box as a share of its view
-VIEWS_AT_ONCE = 16
 MIN_SIDE = 4.0  # of what is shown of a photo, original pixels
 
 

@@ -135,7 +135,7 @@ def test_drawn_boxes_give_the_same(namer: ViewNamer) -> None:
     pixels, boxes, masks = make_views(3)
     drawn = cover_boxes(boxes, SIDE)
     for mirrored in (False, True):
-        found = namer.look(pixels, drawn, masks, mirrored)
+        found = namer.look(pixels, drawn, masks, mirrored=mirrored)
         torch.testing.assert_close(found, namer(pixels, boxes, masks, mirrored=mirrored))
 
 

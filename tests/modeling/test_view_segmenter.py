@@ -111,6 +111,16 @@ def test_tokens_of_the_mask_are_means_over_it(segmenter: ViewSegmenter) -> None:
     torch.testing.assert_close(pooled, torch.cat(expected, dim=1), rtol=1e-4, atol=1e-5)
 
 
+def test_a_mask_of_one_pixel_is_a_mean_too() -> None:
+    """Of the cell it lies in, however little of that it covers."""
+    levels = [torch.randn(1, dim, side, side) for dim, side in ((20, 12), (40, 6), (40, 3))]
+    masks = torch.zeros(1, SIDE, SIDE)
+    masks[0, 17, 40] = 1
+    pooled = pool_levels([torch.zeros(0), torch.zeros(0), *levels], masks)
+    torch.testing.assert_close(pooled[:, :20], levels[0][..., 17 // 8, 40 // 8])
+    torch.testing.assert_close(pooled[:, 20:60], levels[1][..., 17 // 16, 40 // 16])
+
+
 def test_mirrored_equals_mirrored_photos_and_prompts(segmenter: ViewSegmenter) -> None:
     pixels, coords, labels = pixels_and_prompts(3)
     coords = coords.round()

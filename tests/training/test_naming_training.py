@@ -14,7 +14,7 @@ import torch
 from tests.data.photos import write_photos
 from tests.tiny import tiny_config, tiny_tap
 from tests.tiny_predictor import tiny_vocabulary
-from tests.training.states import assert_equal_states
+from tests.training.states import assert_resumes
 from tests.training.tiny_naming import (
     SIDE,
     load,
@@ -26,10 +26,9 @@ from tests.training.tiny_runs import embed_by_hash
 from tokenize_anything import TAPPredictor
 from tokenize_anything.checkpoints import save_model
 from tokenize_anything.cli import main
-from tokenize_anything.training.checkpointing import load_training_state
 from tokenize_anything.training.config import DataConfig, load_config, save_config
 from tokenize_anything.training.naming_config import NameSamplingConfig, NamingConfig
-from tokenize_anything.training.naming_training import NamedBatch, NamerTrainer
+from tokenize_anything.training.naming_training import NamerTrainer
 
 
 @pytest.fixture(scope="module")
@@ -94,31 +93,10 @@ def test_nothing_else_of_the_model_changes(model_path: Path, trained_path: Path)
     assert found.captions[0] is not None and np.isfinite(found.semantic_embeddings).all()
 
 
-class KilledError(Exception):
-    pass
-
-
 def test_killed_and_resumed_equals_uninterrupted(make_config: Any, tmp_path: Path) -> None:
     whole = make_config(output=tmp_path / "whole", dropout=0.2)
-    NamerTrainer(whole, embed_by_hash).run()
-    config = make_config(output=tmp_path / "parts", save_every=3, dropout=0.2)
-
-    class DiesAtStep4(NamerTrainer):
-        def train_step(self, batch: NamedBatch) -> dict[str, float]:
-            if self.step == 4:
-                raise KilledError
-            return super().train_step(batch)
-
-    with pytest.raises(KilledError):
-        DiesAtStep4(config, embed_by_hash).run()
-    resumed = NamerTrainer(config, embed_by_hash)
-    torch.rand(3)
-    resumed.run()
-    states = [load_training_state(tmp_path / n / "training_state.pt") for n in ("whole", "parts")]
-    assert states[0]["step"] == 6
-    assert_equal_states(states[0], states[1])
-    logs = [(tmp_path / name / "log.csv").read_bytes() for name in ("whole", "parts")]
-    assert logs[0] == logs[1] and len(read_rows(tmp_path / "parts")) == 6
+    parts = make_config(output=tmp_path / "parts", save_every=3, dropout=0.2)
+    assert_resumes(NamerTrainer, whole, parts)
 
 
 @pytest.mark.parametrize("fresh", [False, True])

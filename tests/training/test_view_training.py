@@ -15,7 +15,7 @@ import torch
 from tests.data.photos import write_photos
 from tests.tiny import tiny_config, tiny_tap, tiny_tokenizer
 from tests.tiny_predictor import tiny_vocabulary
-from tests.training.states import assert_equal_states
+from tests.training.states import assert_resumes
 from tests.training.tiny_runs import data_config, embed_by_hash
 from tokenize_anything import TAPPredictor
 from tokenize_anything.build import load_model
@@ -30,7 +30,6 @@ from tokenize_anything.data.prompt_sampling import (
 from tokenize_anything.data.view_dataset import ViewBatch, ViewSamplingConfig
 from tokenize_anything.modeling import ViewOutputs
 from tokenize_anything.training import view_training
-from tokenize_anything.training.checkpointing import load_training_state
 from tokenize_anything.training.config import DataConfig, load_config, save_config
 from tokenize_anything.training.optimizer import OptimizerConfig
 from tokenize_anything.training.part_training import choose_records
@@ -114,35 +113,16 @@ def test_nothing_else_of_the_model_changes(make_config: Any, model_path: Path) -
     assert found.captions[0] is not None
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_killed_and_resumed_equals_uninterrupted(
-    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+    make_config: Any, tmp_path: Path, num_workers: int
 ) -> None:
-    ViewTrainer(make_config(output_folder=str(tmp_path / "whole")), embed_by_hash).run()
-    config = make_config(
-        output_folder=str(tmp_path / "parts"), save_every=3, num_workers=num_workers
+    parts = str(tmp_path / "parts")
+    assert_resumes(
+        ViewTrainer,
+        make_config(output_folder=str(tmp_path / "whole")),
+        make_config(output_folder=parts, save_every=3, num_workers=num_workers),
     )
-
-    class DiesAtStep4(ViewTrainer):
-        def train_step(self, batch: ViewBatch) -> dict[str, float]:
-            if self.step == 4:
-                raise KilledError
-            return super().train_step(batch)
-
-    with pytest.raises(KilledError):
-        DiesAtStep4(config, embed_by_hash).run()
-    resumed = ViewTrainer(config, embed_by_hash)
-    torch.rand(3)
-    resumed.run()
-    states = [load_training_state(tmp_path / n / "training_state.pt") for n in ("whole", "parts")]
-    assert states[0]["step"] == 6
-    assert_equal_states(states[0], states[1])
-    logs = [(tmp_path / name / "log.csv").read_bytes() for name in ("whole", "parts")]
-    assert logs[0] == logs[1]
 
 
 def test_a_segmenter_of_the_same_width_goes_on(make_config: Any, tmp_path: Path) -> None:

@@ -46,9 +46,12 @@ class ViewNamer(ViewEncoder):
             masks: (R,v,v) in [0, 1]; where one is empty, the box counts in its place.
             mirrored: look at everything flipped left to right.
         """
-        return self.look(pixels, cover_boxes(boxes_xyxy, pixels.shape[-1]), masks, mirrored)
+        boxes = cover_boxes(boxes_xyxy, pixels.shape[-1])
+        return self.look(pixels, boxes, masks, mirrored=mirrored)
 
-    def look(self, pixels: Tensor, boxes: Tensor, masks: Tensor, mirrored: bool = False) -> Tensor:
+    def look(
+        self, pixels: Tensor, boxes: Tensor, masks: Tensor, *, mirrored: bool = False
+    ) -> Tensor:
         """The same with boxes drawn already, (R,v,v) in [0, 1]."""
         maps = torch.stack([boxes.float(), masks.float()], dim=1)
         if mirrored:
