@@ -50,7 +50,8 @@ LAYERS = {
     ],
     "model": ["modeling"],
     "runtime": [
-        "answer_choice", "build", "checkpoints", "coco_files", "companions",
+        "answer_choice", "build", "centred_views", "checkpoints", "click_answers", "click_windows",
+        "coco_files", "companions",
         "concepts", "contact_sheets", "drawing", "everything", "everything_config", "hub",
         "image_loading", "image_transform", "mask_filtering", "open_clip_files", "open_clip_towers",
         "predictor", "predictor_arguments", "prompt_arguments",

@@ -22,6 +22,8 @@ from tokenize_anything.text_towers import MINILM, open_text_tower
 from tokenize_anything.training.caption_config import CaptionConfig
 from tokenize_anything.training.caption_finetune import CaptionTrainer
 from tokenize_anything.training.caption_tokenizer import train_caption_tokenizer
+from tokenize_anything.training.click_config import ClickConfig
+from tokenize_anything.training.click_training import ClickTrainer
 from tokenize_anything.training.config import DataConfig, PretrainConfig, load_config
 from tokenize_anything.training.finetune import (
     FREEZABLE_PARTS,
@@ -53,7 +55,7 @@ _DEFAULTS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(FinetuneConfig)
 }
 EMBEDDING_COLUMN = "embedding"  # of a store that `tap semantic build` made
-Config = TypeVar("Config", PretrainConfig, CaptionConfig, NamingConfig, ViewConfig)
+Config = TypeVar("Config", PretrainConfig, CaptionConfig, ClickConfig, NamingConfig, ViewConfig)
 
 
 def add_train_command(commands: Any) -> None:
@@ -80,6 +82,10 @@ def add_train_command(commands: Any) -> None:
     _add_config_command(
         kinds, "views", run_views,
         "the network that outlines regions in views, for a trained model, from a configuration",
+    )  # fmt: skip
+    _add_config_command(
+        kinds, "clicks", run_clicks,
+        "the network that answers clicks, for a model with outlines, from a configuration",
     )  # fmt: skip
     _add_config_command(
         kinds, "names", run_names,
@@ -189,6 +195,13 @@ def run_views(arguments: argparse.Namespace) -> None:
     config = _read(ViewConfig, arguments)
     with _stopped_clearly():
         path = ViewTrainer(config, _embedder(arguments.text_tower, config)).run()
+    _say(f"wrote {path}")
+
+
+def run_clicks(arguments: argparse.Namespace) -> None:
+    """The click segmenter of a configuration."""
+    with _stopped_clearly():
+        path = ClickTrainer(_read(ClickConfig, arguments)).run()
     _say(f"wrote {path}")
 
 

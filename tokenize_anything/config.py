@@ -54,7 +54,9 @@ class TAPConfig:
     a share of the view's side; 0 for models that look once. `view_dim` is the width of the network
     that outlines regions in views of `view_size` pixels (`modeling.view_segmenter`), 0 for none;
     `namer_size` the side of the views of another one of that width that names them
-    (`modeling.view_namer`), 0 for none.
+    (`modeling.view_namer`), 0 for none; `wide_size` the side of a second, wider view of that one,
+    0 for none. `click_size` is the side of the windows of a network of that width that answers
+    clicks (`modeling.click_segmenter`), 0 for none.
     """
 
     image_size: int = 1024
@@ -77,6 +79,8 @@ class TAPConfig:
     view_dim: int = 0
     view_size: int = 128
     namer_size: int = 0
+    wide_size: int = 0
+    click_size: int = 0
     pixels: PixelConfig = dataclasses.field(default_factory=PixelConfig)
 
     def __post_init__(self) -> None:
@@ -94,7 +98,7 @@ class TAPConfig:
         return {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("pixels", "zoom", "view_dim", "namer_size")
+            if f.name not in ("pixels", "zoom", "view_dim", "namer_size", "wide_size", "click_size")
         }
 
     def _cross_field_problems(self) -> list[str]:
@@ -122,6 +126,15 @@ class TAPConfig:
             (not self.namer_size or bool(self.view_dim),
              f"namer_size must be 0 where view_dim is 0 (`tap train views` comes first), got "
              f"{self.namer_size!r}"),
+            (type(self.wide_size) is int and self.wide_size >= 0 and self.wide_size % 32 == 0,
+             f"wide_size must be 0 or a multiple of 32, got {self.wide_size!r}"),
+            (not self.wide_size or bool(self.namer_size),
+             f"wide_size must be 0 where namer_size is 0, got {self.wide_size!r}"),
+            (type(self.click_size) is int and self.click_size >= 0 and self.click_size % 64 == 0,
+             f"click_size must be 0 or a multiple of 64, got {self.click_size!r}"),
+            (not self.click_size or bool(self.view_dim),
+             f"click_size must be 0 where view_dim is 0 (`tap train views` comes first), got "
+             f"{self.click_size!r}"),
         ]  # fmt: skip
         return [message for holds, message in rules if not holds]
 

@@ -7,87 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from tokenize_anything.centred_views import MIN_SIDE, CentredView
 from tokenize_anything.geometry import masks_to_boxes
 from tokenize_anything.image_transform import normalize_pixels, pixel_padding
 from tokenize_anything.modeling import TAP
+from tokenize_anything.modeling.view_encoder import cover_boxes
 from tokenize_anything.region_decoding import DecodedImage
 from tokenize_anything.view_outlines import VIEWS_AT_ONCE
 
 NAMING_ZOOM = 0.7  # long side of a box as a share of its view
-MIN_SIDE = 4.0  # of what is shown of a photo, original pixels
+WIDE_ZOOM = 0.2  # the same of its wider view, which shows at most a photo and ...
+WIDE_LIMIT = 1.2  # ... a fifth more
 
 
-@dataclass(frozen=True)
-class CentredView:
-    """A square view of S x S pixels with a box in its middle; padding where the photo ends.
-
-    origin_xy: the view's top left corner, original pixels, also outside of the photo.
-    scale: view pixels per original pixel.
-    source_xyxy: the part of the photo that the view shows, whole original pixels.
-    target_xyxy: where it lies in the view, whole view pixels.
-    side: S.
-    """
-
-    origin_xy: tuple[float, float]
-    scale: float
-    source_xyxy: tuple[int, int, int, int]
-    target_xyxy: tuple[int, int, int, int]
-    side: int
-
-    @classmethod
-    def around(
-        cls, box_xyxy: ArrayLike, image_hw: Sequence[int], side: int, zoom: float
-    ) -> CentredView:
-        """The view whose share `zoom` is filled by the long side of a box (4,), original pixels."""
-        box = np.asarray(box_xyxy, dtype=np.float64)
-        width = max(float((box[2:] - box[:2]).max()), MIN_SIDE * zoom) / zoom
-        origin = (box[:2] + box[2:]) / 2 - width / 2
-        limits, scale = np.array(image_hw[::-1]), side / width
-        # at least one pixel of the photo, whatever the box
-        start = np.clip(np.floor(origin), 0, limits - 1).astype(int)
-        end = np.clip(np.ceil(origin + width), start + 1, limits).astype(int)
-        low = np.clip(np.round((start - origin) * scale), 0, side - 1).astype(int)
-        high = np.clip(np.round((end - origin) * scale), low + 1, side).astype(int)
-        return cls(
-            (float(origin[0]), float(origin[1])), scale,
-            (int(start[0]), int(start[1]), int(end[0]), int(end[1])),
-            (int(low[0]), int(low[1]), int(high[0]), int(high[1])), side,
-        )  # fmt: skip
-
-    def show(self, image: NDArray[Any], padding: Sequence[int] = (0, 0, 0)) -> NDArray[np.uint8]:
-        """A photo (H,W,3) uint8 as (S,S,3) uint8, padded; a mask (H,W) bool as (S,S), 0 to 255."""
-        x0, y0, x1, y1 = self.source_xyxy
-        left, top, right, bottom = self.target_xyxy
-        window = np.ascontiguousarray(image[y0:y1, x0:x1])
-        if image.dtype == np.bool_:
-            window = window.astype(np.uint8) * np.uint8(255)
-        shown = np.zeros((self.side, self.side, *image.shape[2:]), np.uint8)
-        shown[:] = padding if image.ndim == 3 else 0
-        if self.scale <= 1:
-            size = (right - left, bottom - top)
-            shown[top:bottom, left:right] = cv2.resize(window, size, interpolation=cv2.INTER_AREA)
-            return shown
-        # whole pixels of the photo are many of the view: these lie where they are, not rounded
-        start = (np.array([x0, y0]) + 0.5 - self.origin_xy) * self.scale - 0.5
-        matrix = np.array([[self.scale, 0, start[0]], [0, self.scale, start[1]]])
-        grown = cv2.warpAffine(
-            window, matrix, (self.side, self.side), borderMode=cv2.BORDER_REPLICATE
-        )
-        shown[top:bottom, left:right] = grown[top:bottom, left:right]
-        return shown
-
-    def box_in_view(self, box_xyxy: ArrayLike) -> NDArray[np.float32]:
-        """A box (4,), original pixels, in pixels of the view."""
-        box = np.asarray(box_xyxy, dtype=np.float64)
-        return ((box - np.tile(self.origin_xy, 2)) * self.scale).astype(np.float32)
+def wide_zoom(box_xyxy: ArrayLike, image_hw: Sequence[int]) -> float:
+    """Long side of a box (4,), original pixels, as a share of its wider view."""
+    box = np.asarray(box_xyxy, dtype=np.float64)
+    long_side = max(float((box[2:] - box[:2]).max()), MIN_SIDE)
+    return max(WIDE_ZOOM, long_side / (WIDE_LIMIT * max(image_hw)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,21 +91,40 @@ def name_regions(
     rows = list(boxes_xyxy)
     for start in range(0, len(rows), VIEWS_AT_ONCE):
         some = rows[start : start + VIEWS_AT_ONCE]
-        views = [
-            CentredView.around(boxes_xyxy[row], rgb.shape[:2], config.namer_size, NAMING_ZOOM)
-            for row in some
+        boxes = [boxes_xyxy[row] for row in some]
+        close = [
+            CentredView.around(box, rgb.shape[:2], config.namer_size, NAMING_ZOOM) for box in boxes
         ]
-        shown = np.stack([view.show(rgb, pixel_padding(config.pixels)) for view in views])
-        inside = np.stack([view.show(masks[row]) for view, row in zip(views, some, strict=True)])
-        boxes = [view.box_in_view(boxes_xyxy[r]) for view, r in zip(views, some, strict=True)]
-        pixels = normalize_pixels(torch.from_numpy(shown).to(model.device), config.pixels)
-        asked = (
-            pixels.to(model.dtype),
-            torch.from_numpy(np.stack(boxes)).to(model.device),
-            torch.from_numpy(inside).to(model.device).float() / 255,
-        )
-        features = namer(*asked) + namer(*asked, mirrored=True)
+        pixels, places = _show(model, rgb, close, boxes)
+        inside = np.stack([view.show(masks[row]) for view, row in zip(close, some, strict=True)])
+        outlines = torch.from_numpy(inside).to(model.device).float() / 255
+        features = namer(pixels, places, outlines) + namer(pixels, places, outlines, mirrored=True)
+        if namer.wide is not None:
+            wide = [
+                CentredView.around(
+                    box, rgb.shape[:2], config.wide_size, wide_zoom(box, rgb.shape[:2])
+                )
+                for box in boxes
+            ]
+            pixels, places = _show(model, rgb, wide, boxes)
+            drawn = cover_boxes(places, config.wide_size)
+            around = [namer.look_around(pixels, drawn, mirrored=each) for each in (False, True)]
+            features = torch.cat([features, around[0] + around[1]], dim=1)
         tokens = namer.fuse(features / 2, semantic_tokens[some])
         embeddings = namer.semantic_head(tokens)
         for row, token, embedding in zip(some, tokens, embeddings, strict=True):
             yield RegionName(row, token, embedding)
+
+
+def _show(
+    model: TAP,
+    rgb: NDArray[np.uint8],
+    views: Sequence[CentredView],
+    boxes_xyxy: Sequence[NDArray[np.floating]],
+) -> tuple[Tensor, Tensor]:
+    """Pixels (R,3,S,S) of views as a model takes them, and the boxes (R,4) in them."""
+    padding = pixel_padding(model.config.pixels)
+    shown = torch.from_numpy(np.stack([view.show(rgb, padding) for view in views]))
+    places = [view.box_in_view(box) for view, box in zip(views, boxes_xyxy, strict=True)]
+    pixels = normalize_pixels(shown.to(model.device), model.config.pixels).to(model.dtype)
+    return pixels, torch.from_numpy(np.stack(places)).to(model.device)

@@ -11,7 +11,7 @@ small encoders.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from tokenize_anything.answer_choice import (
     obedience,
     shows_extent,
 )
+from tokenize_anything.click_answers import clicked_rows, write_click_masks
 from tokenize_anything.config import NUM_MASK_SLOTS, PointLabel
 from tokenize_anything.geometry import masks_to_boxes
 from tokenize_anything.image_transform import ImageFrame, load_image, restore_masks
@@ -105,19 +106,15 @@ def decode_closely(
     first = decode_image(model, encoded, prompts, chunk=chunk)
     if not zoom or encoded.rgb is None:
         return first
-    views = list_views(prompts, encoded.original_hw, zoom)
-    boxed = [view for view in views if prompts.is_box[view.row] and not _settles_boxes(model)]
-    for part in decode_views(model, encoded.rgb, prompts, boxed, all_slots=False):
-        for index in range(len(part.views)):
-            part.write_answer(index, int(part.outputs.mask_index[index]), first)
-    clicked = ~prompts.is_box & (prompts.labels != PointLabel.PADDING).any(axis=1)
-    if clicked.any():
-        rows = np.flatnonzero(clicked)
-        answers = _answer_clicks(model, encoded, prompts, rows=rows, views=views, chunk=chunk)
-        for part, index, slot in answers:
-            part.write_answer(index, slot, first)
+    if model.click_segmenter is not None:
+        write_click_masks(model, encoded.rgb, prompts, clicked_rows(prompts), first)
+    _write_views(model, encoded, prompts, first, chunk=chunk, zoom=zoom)
+    outlines = {}
     if model.view_segmenter is not None:
-        _write_outlines(model, encoded.rgb, prompts, first)
+        outlines = _write_outlines(model, encoded.rgb, prompts, first)
+    if model.click_segmenter is not None:
+        _tell_boxes(model, encoded, clicked_rows(prompts), first, chunk=chunk)
+    _join_embeddings(outlines, first)
     if model.view_namer is not None:
         is_box = np.flatnonzero(prompts.is_box).tolist()
         boxes = {row: prompts.coords_xy[row, :2].reshape(4) for row in is_box}
@@ -125,18 +122,57 @@ def decode_closely(
     return first
 
 
-def _settles_boxes(model: TAP) -> bool:
-    """Whether outlines and names of boxes need no view of the image encoder."""
-    return model.view_segmenter is not None and model.view_namer is not None
+def _write_views(
+    model: TAP,
+    encoded: EncodedImage,
+    prompts: PointPrompts,
+    target: DecodedImage,
+    *,
+    chunk: int,
+    zoom: float,
+) -> None:
+    """Answer again, in views of the image encoder, what no network for views answers."""
+    assert encoded.rgb is not None
+    clicked = ~prompts.is_box & (prompts.labels != PointLabel.PADDING).any(axis=1)
+    asked = clicked.copy()
+    if model.click_segmenter is not None:
+        asked[clicked_rows(prompts)] = False
+    if model.view_segmenter is None or model.view_namer is None:
+        asked = asked | prompts.is_box
+    views = list_views(prompts, encoded.original_hw, zoom) if asked.any() else []
+    boxed = [view for view in views if asked[view.row] and prompts.is_box[view.row]]
+    for part in decode_views(model, encoded.rgb, prompts, boxed, all_slots=False):
+        for index in range(len(part.views)):
+            part.write_answer(index, int(part.outputs.mask_index[index]), target)
+    rows = np.flatnonzero(asked & clicked)
+    if len(rows):
+        answers = _answer_clicks(model, encoded, prompts, rows=rows, views=views, chunk=chunk)
+        for part, index, slot in answers:
+            part.write_answer(index, slot, target)
+
+
+def _tell_boxes(
+    model: TAP, encoded: EncodedImage, rows: NDArray[np.intp], target: DecodedImage, *, chunk: int
+) -> None:
+    """Give regions the tokens that the boxes of their masks get on the whole photo."""
+    rows = rows[target.masks[rows].any(axis=(1, 2))]
+    if len(rows):
+        boxes = PointPrompts.from_boxes(masks_to_boxes(target.masks[rows]))
+        told = decode_image(model, encoded, boxes, chunk=chunk)
+        for name in ("semantic_tokens", "semantic_embeddings", "mask_tokens", "mask_index"):
+            getattr(target, name)[rows] = getattr(told, name)
 
 
 def _write_outlines(
     model: TAP, rgb: NDArray[np.uint8], prompts: PointPrompts, target: DecodedImage
-) -> None:
+) -> dict[int, Outline]:
     """Put outlines in the place of masks; of a single click only those with a higher score.
 
     Prompts that do not say how large their region is take that from the mask there was, and once
     more from the outline, which counts where it scores higher.
+
+    Returns:
+        The outlines, by row.
     """
     extents = known_extents(prompts)
     num_points = (prompts.labels != PointLabel.PADDING).sum(axis=1)
@@ -153,7 +189,12 @@ def _write_outlines(
                 accepted[row] = outline
                 found.append(row)
         extents = _mask_extents(prompts, target, [row for row in found if row in unknown])
-    for row, outline in accepted.items():
+    return accepted
+
+
+def _join_embeddings(outlines: Mapping[int, Outline], target: DecodedImage) -> None:
+    """Add what outlines say of their regions to the embeddings of these."""
+    for row, outline in outlines.items():
         told = F.normalize(target.semantic_embeddings[row].float(), dim=-1)
         seen = F.normalize(outline.semantic_embedding.float(), dim=-1)
         joined = (told + VIEW_WEIGHT * seen).to(target.semantic_embeddings.dtype)

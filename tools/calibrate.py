@@ -3,7 +3,7 @@
     python tools/calibrate.py --model FILE --data DIR/train.json --images DIR/images --out FILE
 
 boxes: how much larger the masks of boxes should be, for the best mean IoU.
-box_iou, point_iou: lines for the IoU scores of boxes (of outlines, if there are any) and of clicks,
+box_iou, point_iou: lines for the IoU scores of boxes (outlined or not) and clicks (not outlined).
 concepts: a temperature for the concepts, so that they mean what they say.
 """
 
@@ -30,9 +30,10 @@ PARTS = ("boxes", "box_iou", "point_iou", "concepts")
 @torch.no_grad()
 def apply_lines(model: TAP, box: tuple[float, float], point: tuple[float, float]) -> None:
     """Fold slopes and intercepts into the heads that score masks."""
-    heads = [(model.image_decoder.iou_head, [box, point, point, point])]
-    if model.view_segmenter is not None:
-        heads = [(heads[0][0], [(1.0, 0.0), *[point] * 3]), (model.view_segmenter.iou_head, [box])]
+    outliner, clicker = model.view_segmenter, model.click_segmenter
+    heads = [(model.image_decoder.iou_head, [(1.0, 0.0) if outliner else box, *[point] * 3])]
+    heads += [(outliner.iou_head, [box])] if outliner else []
+    heads[0] = (clicker.iou_head, [point]) if clicker else heads[0]
     for head, lines in heads:
         slope, intercept = torch.tensor(lines).T.float()
         last = head.layers[-1]
@@ -71,9 +72,8 @@ def main() -> None:
         temperature = fit_temperature(log_probs, names)
         print(f"concept weights x {temperature:.3f}")
         own.concepts.weights.mul_(temperature)
-    tensors, metadata = own.pack()
-    kept = {"metadata": metadata, "extra_tensors": tensors, "rounded": arguments.rounded}
-    save_model(model, arguments.out, dtype="float16", **kept)
+    kept = dict(zip(("extra_tensors", "metadata"), own.pack(), strict=True))
+    save_model(model, arguments.out, dtype="float16", rounded=arguments.rounded, **kept)
 
 
 if __name__ == "__main__":

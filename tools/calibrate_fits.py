@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from eval_boxes import mean_box_iou, overlaps
+from eval_masks import answer_clicks, mean_box_iou, overlaps
 from tqdm import tqdm
 
-from tokenize_anything import TAPPredictor
+from tokenize_anything import PointPrompts, TAPPredictor
 from tokenize_anything.evaluation.region_truth import load_true_images
 from tokenize_anything.geometry import innermost_point
 from tokenize_anything.training.box_masks import (
@@ -28,17 +28,17 @@ def measure(predictor: TAPPredictor, images: list, *, with_clicks: bool) -> tupl
         if not regions:
             continue
         boxes = [region.box_xyxy for region in regions]
-        clicks = [innermost_point(region.mask) for region in regions] if with_clicks else None
-        found = predictor.predict_mask_concept_caption(
-            image.path, boxes=boxes, points=clicks, captions=False
-        )
-        first = len(found) - len(regions)
         masks = np.stack([region.mask for region in regions])
-        for pairs, part in ((by_click, found[:first]), (by_box, found[first:])):
-            values = overlaps(part.masks, masks).tolist() if len(part) else []
-            pairs.extend(zip(part.iou_scores.tolist(), values, strict=True))
+        found = predictor.predict_mask_concept_caption(image.path, boxes=boxes, captions=False)
+        answers = [(by_box, found)]
+        if with_clicks:
+            clicks = PointPrompts.from_points([innermost_point(mask) for mask in masks])
+            answers.append((by_click, answer_clicks(predictor, image.path, clicks)))
+        for pairs, answer in answers:
+            values = overlaps(answer.masks, masks).tolist()
+            pairs.extend(zip(answer.iou_scores.tolist(), values, strict=True))
         known = [row for row, region in enumerate(regions) if region.name in position]
-        embeddings = torch.from_numpy(found.semantic_embeddings[first:][known])
+        embeddings = torch.from_numpy(found.semantic_embeddings[known])
         log_probs.append(predictor.concepts.log_probs(embeddings).numpy())
         names += [position[regions[row].name] for row in known]
     return np.concatenate(log_probs), np.array(names), np.array(by_box), np.array(by_click)

@@ -4,7 +4,8 @@
 
 DIR holds train.json, train_boxes.json, val.json and images/. One run per number of photos (of the
 configuration's width) and per width (on all photos); what is finished in OUT is not done again.
-`--models` scores files of one run too, such as copies of its model after more and more steps.
+`--models` scores files of one run too, such as copies of its model after more and more steps; with
+`--clicks` the masks of single clicks and not of boxes.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import csv
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from eval_boxes import mean_box_iou
+from eval_masks import mean_box_iou, mean_click_iou
 from eval_rows import append_rows
 
 from tokenize_anything import TAPPredictor
@@ -38,6 +40,7 @@ def main() -> None:
     for name in ("--photos", "--dims"):
         parser.add_argument(name, type=int, nargs="*", default=[])
     parser.add_argument("--models", type=Path, nargs="*", default=[])
+    parser.add_argument("--clicks", action="store_true")
     parser.add_argument("--table", default="tools/eval_results/curves.csv")
     words = parser.parse_args()
     words.out.mkdir(parents=True, exist_ok=True)
@@ -56,14 +59,14 @@ def main() -> None:
         rows = [(f"{name} {value}", f"box mean IoU, {where}", iou) for where, iou in found]
         append_rows(words.table, str(path), annotations, sys.argv, rows)
     for path in words.models:
-        row = (path.stem, "box mean IoU, val", score(path, images))
+        kind, measure = ("point", mean_click_iou) if words.clicks else ("box", mean_box_iou)
+        row = (path.stem, f"{kind} mean IoU, val", score(path, images, measure))
         append_rows(words.table, str(path), annotations, sys.argv, [row])
 
 
-def score(path: Path, images: list) -> float:
-    """Mean IoU of boxes, of all regions of some photos."""
-    predictor = TAPPredictor.from_pretrained(path, device="cpu", dtype="bfloat16")
-    return mean_box_iou(predictor, images)
+def score(path: Path, images: list, measure: Callable = mean_box_iou) -> float:
+    """Mean IoU of boxes or clicks, of all regions of some photos."""
+    return measure(TAPPredictor.from_pretrained(path, device="cpu", dtype="bfloat16"), images)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the built-in model: two stages, two heads, outlines, names, captions again; one file.
+"""Train the built-in model: two stages, two heads, outlines, clicks, names, captions; one file.
 
     python tools/train_tap_tiny.py --data DIR --out OUT
 
@@ -19,6 +19,8 @@ from tokenize_anything.training import pretrain
 from tokenize_anything.training.caption_config import CaptionConfig
 from tokenize_anything.training.caption_finetune import CaptionTrainer
 from tokenize_anything.training.caption_tokenizer import train_caption_tokenizer
+from tokenize_anything.training.click_config import ClickConfig
+from tokenize_anything.training.click_training import ClickTrainer
 from tokenize_anything.training.config import PretrainConfig, load_config
 from tokenize_anything.training.naming_config import NamingConfig
 from tokenize_anything.training.naming_training import NamerTrainer
@@ -27,7 +29,9 @@ from tokenize_anything.training.view_config import ViewConfig
 from tokenize_anything.training.view_training import ViewTrainer
 
 CONFIGS = Path(__file__).parent / "configs"
-StageConfig = TypeVar("StageConfig", PretrainConfig, CaptionConfig, NamingConfig, ViewConfig)
+StageConfig = TypeVar(
+    "StageConfig", PretrainConfig, CaptionConfig, ClickConfig, NamingConfig, ViewConfig
+)
 
 
 def read_config(kind: type[StageConfig], path: Path, data: Path, out: Path) -> StageConfig:
@@ -48,6 +52,7 @@ def train(data: Path, out: Path, configs: Path = CONFIGS) -> Path:
     pack_stages(trainer, trainer.run(), out / "without_outlines.safetensors")
     views = read_config(ViewConfig, configs / "tap_tiny_views.yaml", data, out)
     ViewTrainer(views, embed).run()
+    ClickTrainer(read_config(ClickConfig, configs / "tap_tiny_clicks.yaml", data, out)).run()
     for path in sorted(configs.glob("tap_tiny_names?.yaml")):
         naming = read_config(NamingConfig, path, data, out)
         named = NamerTrainer(naming, embed).run()

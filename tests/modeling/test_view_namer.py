@@ -1,8 +1,8 @@
-"""The network that names one region in a view: features, what it hears, independence."""
+"""The network that names one region in a view or two: features, what it hears, independence."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import re
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from tests.tiny import randomize, tiny_config
 from tokenize_anything.config import TAPConfig
 from tokenize_anything.modeling import TAP, ViewNamer
-from tokenize_anything.modeling.view_encoder import cover_boxes, pool_levels
+from tokenize_anything.modeling.view_encoder import ViewEncoder, cover_boxes, pool_levels
 
-SIDE, COUNT = 96, 7
+SIDE, WIDE_SIDE, COUNT = 96, 64, 7
 CONFIG = tiny_config(view_dim=5, namer_size=SIDE)
+WIDE_CONFIG = tiny_config(view_dim=5, namer_size=SIDE, wide_size=WIDE_SIDE)
 BOXES = ((11.25, 20.5, 70.0, 41.75), (-13.0, 5.5, 7.25, 101.0), (30.0, 0.0, 61.0, 96.0))
 
 
@@ -187,6 +188,108 @@ def test_half_precision_gives_nearly_the_same() -> None:
     assert F.cosine_similarity(found.float(), expected).min() > 0.99
 
 
+# --- wider views -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wide_namer() -> ViewNamer:
+    return randomize(ViewNamer(WIDE_CONFIG)).eval()
+
+
+def make_wide_views(count: int = COUNT) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels, and boxes with values between 0 and 1 at their borders."""
+    generator = torch.Generator().manual_seed(7)
+    pixels = torch.randn(count, 3, WIDE_SIDE, WIDE_SIDE, generator=generator)
+    corners = torch.tensor([[21.25, 25.0, 40.5, 41.75], [-3.0, 11.5, 61.0, 58.25], [30, 3, 33, 64]])
+    return pixels, cover_boxes(corners[torch.arange(count) % len(corners)], WIDE_SIDE)
+
+
+@torch.no_grad()
+def test_wider_views_equal_a_plain_computation(wide_namer: ViewNamer) -> None:
+    """Means over the box at strides 8 and 16, over all of the view at 32, by a second encoder."""
+    pixels, boxes = make_wide_views(3)
+    assert wide_namer.wide is not None
+    levels = wide_namer.wide.encode(pixels, boxes[:, None])
+    means = []
+    for level, side in ((2, 8), (3, 4)):
+        cell = WIDE_SIDE // side
+        shares = boxes.numpy().reshape(3, side, cell, side, cell).mean(axis=(2, 4))[:, None]
+        values = levels[level].numpy()
+        assert values.shape[2:] == (side, side)
+        means.append((values * shares).sum((2, 3)) / shares.sum((2, 3)))
+    means.append(levels[4].numpy().mean(axis=(2, 3)))
+    found = wide_namer.look_around(pixels, boxes)
+    assert found.shape == (3, 20 * CONFIG.view_dim)
+    np.testing.assert_allclose(found.numpy(), np.concatenate(means, axis=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, pool_levels(levels, boxes))
+
+
+def test_wider_views_mirrored_equal_flipped_ones(wide_namer: ViewNamer) -> None:
+    pixels, boxes = make_wide_views()
+    found = wide_namer.look_around(pixels, boxes, mirrored=True)
+    torch.testing.assert_close(found, wide_namer.look_around(pixels.flip(-1), boxes.flip(-1)))
+    for other in ((pixels, boxes), (pixels.flip(-1), boxes), (pixels, boxes.flip(-1))):
+        assert not torch.allclose(wide_namer.look_around(*other), found, atol=1e-3)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_wider_view_alone_equals_one_in_a_batch(wide_namer: ViewNamer, mirrored: bool) -> None:
+    pixels, boxes = make_wide_views()
+    together = wide_namer.look_around(pixels, boxes, mirrored=mirrored)
+    for row in range(COUNT):
+        some = slice(row, row + 1)
+        alone = wide_namer.look_around(pixels[some], boxes[some], mirrored=mirrored)
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_get_what_both_looks_say(wide_namer: ViewNamer) -> None:
+    """The region's features first."""
+    generator = torch.Generator().manual_seed(2)
+    looks = torch.randn(2, 3, wide_namer.pooled_dim, generator=generator)
+    tokens = torch.randn(3, CONFIG.decoder_dim, generator=generator)
+    weight, bias = (value.detach().double() for value in wide_namer.token_head.parameters())
+    close, wide = weight.split(wide_namer.pooled_dim, dim=1)
+    expected = tokens.double() + looks[0].double() @ close.T + looks[1].double() @ wide.T + bias
+    found = wide_namer.fuse(torch.cat([looks[0], looks[1]], dim=1), tokens)
+    torch.testing.assert_close(found.detach(), expected.float())
+
+
+def test_everything_learns_from_two_looks() -> None:
+    namer = randomize(ViewNamer(WIDE_CONFIG)).train()
+    features = torch.cat([namer(*make_views()), namer.look_around(*make_wide_views())], dim=1)
+    generator = torch.Generator().manual_seed(2)
+    tokens = namer.fuse(features, torch.randn(COUNT, CONFIG.decoder_dim, generator=generator))
+    embeddings = namer.semantic_head(tokens)
+    (embeddings * torch.randn(embeddings.shape, generator=generator)).sum().backward()
+    for name, value in namer.named_parameters():
+        assert value.grad is not None and value.grad.any(), name
+
+
+def test_a_wider_view_adds_an_encoder_and_nothing_else(
+    namer: ViewNamer, wide_namer: ViewNamer
+) -> None:
+    once, twice = namer.state_dict(), wide_namer.state_dict()
+    encoder = {f"wide.{name}" for name in ViewEncoder(CONFIG.view_dim, 1).state_dict()}
+    assert namer.wide is None and not encoder & once.keys()
+    assert twice.keys() == once.keys() | encoder
+    others = {name for name, value in once.items() if value.shape != twice[name].shape}
+    assert others == {"token_head.weight"}
+    assert once["token_head.weight"].shape == (CONFIG.decoder_dim, 20 * CONFIG.view_dim)
+    assert twice["token_head.weight"].shape == (CONFIG.decoder_dim, 40 * CONFIG.view_dim)
+    assert twice["wide.stem.0.weight"].shape[1] == 3 + 1
+
+
+def test_the_first_look_is_the_same_beside_a_second(
+    namer: ViewNamer, wide_namer: ViewNamer
+) -> None:
+    state = {name: value for name, value in wide_namer.state_dict().items() if "wide." not in name}
+    state["token_head.weight"] = state["token_head.weight"][:, : namer.pooled_dim]
+    alone = ViewNamer(CONFIG).eval()
+    alone.load_state_dict(state)
+    views = make_views()
+    assert torch.equal(wide_namer(*views), alone(*views))
+
+
 # --- models ----------------------------------------------------------------------------------
 
 
@@ -196,13 +299,25 @@ def test_models_have_one_only_if_they_say_so() -> None:
     model = TAP(CONFIG)
     assert isinstance(model.view_namer, ViewNamer) and model.view_namer.dropout == 0.0
     assert "view_namer" in {key.partition(".")[0] for key in model.state_dict()}
+    assert model.view_namer.wide is None
     assert TAPConfig.from_json(CONFIG.to_json()) == CONFIG
 
 
-def test_configurations_from_before_have_none() -> None:
-    values = dataclasses.asdict(tiny_config(view_dim=3))
-    del values["namer_size"]
-    assert TAPConfig.from_dict(values).namer_size == 0
+def test_models_say_how_wide_the_second_view_is() -> None:
+    namer = TAP(WIDE_CONFIG).view_namer
+    assert namer is not None and isinstance(namer.wide, ViewEncoder)
+    assert WIDE_CONFIG.wide_size == WIDE_SIDE
+    assert TAPConfig.from_json(WIDE_CONFIG.to_json()) == WIDE_CONFIG
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [(tiny_config(view_dim=3), "namer_size"), (CONFIG, "wide_size")]
+)
+def test_configurations_from_before_have_none(config: TAPConfig, name: str) -> None:
+    values = json.loads(config.to_json())
+    del values[name]
+    assert TAPConfig.from_json(json.dumps(values)) == config
+    assert getattr(config, name) == 0
 
 
 @pytest.mark.parametrize(
@@ -215,6 +330,14 @@ def test_configurations_from_before_have_none() -> None:
         (
             {"view_dim": 0},
             "namer_size must be 0 where view_dim is 0 (`tap train views` comes first), got 64",
+        ),
+        ({"wide_size": 100}, "wide_size must be 0 or a multiple of 32, got 100"),
+        ({"wide_size": -32}, "wide_size must be 0 or a multiple of 32, got -32"),
+        ({"wide_size": 64.0}, "wide_size must be 0 or a multiple of 32, got 64.0"),
+        ({"wide_size": False}, "wide_size must be 0 or a multiple of 32, got False"),
+        (
+            {"namer_size": 0, "wide_size": 96},
+            "wide_size must be 0 where namer_size is 0, got 96",
         ),
     ],
 )

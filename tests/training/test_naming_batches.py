@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.data.photos import write_photos
-from tests.training.tiny_naming import BATCH, SIDE, naming_config, save_outliner
+from tests.training.tiny_naming import BATCH, SIDE, TWO_LOOKS, naming_config, save_outliner
 from tests.training.tiny_runs import embed_by_hash
 from tokenize_anything.training import naming_training
 from tokenize_anything.training.named_views import (
@@ -47,43 +47,56 @@ def make_trainer(folder: Path, tmp_path: Path) -> Any:
     return make
 
 
-def test_the_loss_is_the_weighted_sum(make_trainer: Any) -> None:
+BOTH = pytest.mark.parametrize("sizes", [{}, TWO_LOOKS], ids=["one look", "two looks"])
+
+
+@BOTH
+def test_the_loss_is_the_weighted_sum(make_trainer: Any, sizes: dict[str, int]) -> None:
     """The divergence from what the names say, computed plainly, for each of two names."""
-    trainer = make_trainer()
+    trainer = make_trainer(**sizes)
     trainer.part.eval()
     drawn = trainer.draw_batch()
-    looks, tokens = drawn.looks, drawn.tokens
+    looks, tokens, wide = drawn.looks, drawn.tokens, drawn.wide
     names = trainer.views.names[torch.arange(BATCH) % len(trainer.views)]
     others = names.roll(2)
     namer = trainer.model.view_namer
     assert namer is not None and not torch.equal(names, others)
     losses = []
     for first, second, share in ((names, others, 0.3), (names, names, 1.0), (others, others, 1.0)):
-        batch = NamedBatch(looks, tokens, first, second, share, ("0.png",) * BATCH)
+        batch = NamedBatch(looks, tokens, first, second, share, ("0.png",) * BATCH, wide)
         total, parts = trainer.losses(batch)
         assert float(parts["concept"]) == float(total.detach())
         losses.append(float(total.detach()))
     assert losses[0] == pytest.approx(0.3 * losses[1] + 0.7 * losses[2], rel=1e-4)
-    facts = trainer.model.config.pixels
-    pixels = (looks.images.flip(1).movedim(1, -1) - torch.tensor(facts.mean)) / torch.tensor(
-        facts.std
-    )
     with torch.no_grad():
-        features = namer.look(pixels.movedim(-1, 1), looks.boxes, looks.masks)
+        features = namer.look(normalize_plainly(trainer, looks), looks.boxes, looks.masks)
+        assert (wide is None) == (not sizes)
+        if wide is not None:
+            around = namer.look_around(normalize_plainly(trainer, wide), wide.boxes)
+            features = torch.cat([features, around], dim=1)
         embeddings = namer.semantic_head(tokens + namer.token_head(features))
         student = trainer.teacher.vocabulary.log_probs(embeddings).double()
     teacher = trainer.teacher.text_log_probs[names].double()
     expected = (teacher.exp() * (teacher - student)).sum(-1).mean()
     assert losses[1] == pytest.approx(float(expected), rel=1e-3)
-    _, parts = trainer.losses(NamedBatch(looks, tokens, names, others, 0.3, ("0.png",) * BATCH))
+    batch = NamedBatch(looks, tokens, names, others, 0.3, ("0.png",) * BATCH, wide)
+    _, parts = trainer.losses(batch)
     right = (student.argmax(-1) == teacher.argmax(-1)).double().mean()
     assert float(parts["accuracy"]) == pytest.approx(float(right))
 
 
-def test_views_are_mixed_in_half_of_the_steps(make_trainer: Any) -> None:
-    """Each view with another of the batch, name and all, by a share."""
-    plain = make_trainer(views=NameSamplingConfig(mix=0.0))
-    mixing = make_trainer(views=NameSamplingConfig(mix=1.0))
+def normalize_plainly(trainer: NamerTrainer, looks: Looks) -> torch.Tensor:
+    facts = trainer.model.config.pixels
+    assert facts.channel_order == "BGR"
+    pixels = looks.images.flip(1).movedim(1, -1) - torch.tensor(facts.mean)
+    return (pixels / torch.tensor(facts.std)).movedim(-1, 1)
+
+
+@BOTH
+def test_views_are_mixed_in_half_of_the_steps(make_trainer: Any, sizes: dict[str, int]) -> None:
+    """Each view with another of the batch, name, wider view and all, by a share."""
+    plain = make_trainer(views=NameSamplingConfig(mix=0.0), **sizes)
+    mixing = make_trainer(views=NameSamplingConfig(mix=1.0), **sizes)
     shares = []
     for step in range(24):
         plain.step = mixing.step = step
@@ -98,8 +111,10 @@ def test_views_are_mixed_in_half_of_the_steps(make_trainer: Any) -> None:
         order = gaps.argmin(dim=1)
         assert sorted(order.tolist()) == list(range(BATCH))
         assert torch.equal(mixed.other_names, base.names[order])
+        looks = [(base.looks, mixed.looks), *([(base.wide, mixed.wide)] if sizes else [])]
         parts = [
-            (getattr(base.looks, name), getattr(mixed.looks, name))
+            (getattr(before, name), getattr(after, name))
+            for before, after in looks
             for name in ("images", "boxes", "masks")
         ]
         for values, found in [*parts, (base.tokens, mixed.tokens)]:
@@ -108,8 +123,9 @@ def test_views_are_mixed_in_half_of_the_steps(make_trainer: Any) -> None:
     assert 6 <= sum(share < 1 for share in shares) <= 18 and min(shares) < 0.6
 
 
-def test_a_batch_depends_on_seed_and_step_alone(make_trainer: Any) -> None:
-    first, second, other = (make_trainer(seed=seed, max_images=2) for seed in (0, 0, 1))
+@BOTH
+def test_a_batch_depends_on_seed_and_step_alone(make_trainer: Any, sizes: dict[str, int]) -> None:
+    first, second, other = (make_trainer(seed=seed, max_images=2, **sizes) for seed in (0, 0, 1))
     for trainer in (first, other):
         trainer.draw_batch()
         trainer.step = 3
@@ -120,6 +136,10 @@ def test_a_batch_depends_on_seed_and_step_alone(make_trainer: Any) -> None:
     assert batches[0].photos == batches[1].photos
     assert torch.equal(batches[0].tokens, batches[1].tokens)
     assert not torch.equal(batches[0].looks.images, batches[2].looks.images)
+    assert all((batch.wide is not None) == bool(sizes) for batch in batches)
+    if sizes:
+        wide = [batch.wide.images for batch in batches]
+        assert torch.equal(wide[0], wide[1]) and not torch.equal(wide[0], wide[2])
 
 
 @pytest.mark.parametrize(("view_size", "side"), [(0, SIDE), (64, 64)])
@@ -127,6 +147,43 @@ def test_views_have_the_size_of_the_run(make_trainer: Any, view_size: int, side:
     trainer = make_trainer(view_size=view_size)
     assert trainer.draw_batch().looks.images.shape == (BATCH, 3, side, side)
     assert trainer.model.config.namer_size == SIDE
+
+
+def test_wider_views_have_their_size_whatever_that_of_the_others(make_trainer: Any) -> None:
+    trainer = make_trainer(view_size=96, **TWO_LOOKS)
+    batch = trainer.draw_batch()
+    assert batch.looks.images.shape[-1] == 96 and batch.wide.images.shape[-1] == 64
+    assert trainer.views.wide.images.shape[1:] == (96, 96, 3)
+    assert trainer.model.config.wide_size == 64
+
+
+def test_wider_views_are_of_the_same_regions(make_trainer: Any) -> None:
+    """Told apart by their tokens, with nothing varied."""
+    trainer = make_trainer(views=STILL, **TWO_LOOKS)
+    views, batch = trainer.views, trainer.draw_batch()
+    rows = (batch.tokens[:, None] - views.tokens).abs().amax(dim=2).argmin(dim=1)
+    assert len(rows.unique()) > 2 and torch.equal(views.tokens[rows], batch.tokens)
+    windows = choose_windows(views.wide, torch.full((BATCH,), 0.7))
+    assert_same_but(batch.wide, draw_looks(views.wide, rows, windows, 64))
+    windows = choose_windows(views, torch.full((BATCH,), 0.7))
+    assert_same_but(batch.looks, draw_looks(views, rows, windows, SIDE))
+    assert not batch.wide.masks.any()
+
+
+def test_wider_views_vary_on_their_own(make_trainer: Any) -> None:
+    """Where one is flipped, the other may not be."""
+    views = dataclasses.replace(STILL, flip=0.5)
+    trainer, still = (make_trainer(views=each, **TWO_LOOKS) for each in (views, STILL))
+    pairs = set()
+    for step in range(4):
+        trainer.step = still.step = step
+        found, plain = trainer.draw_batch(), still.draw_batch()
+        is_same = [
+            (a.images - b.images).abs().amax((1, 2, 3)) < 0.01
+            for a, b in ((found.looks, plain.looks), (found.wide, plain.wide))
+        ]
+        pairs |= set(zip(*(each.tolist() for each in is_same), strict=True))
+    assert len(pairs) == 4
 
 
 def test_regions_without_a_mask_are_drawn_less(

@@ -17,6 +17,7 @@ from tests.tiny_predictor import tiny_vocabulary
 from tests.training.states import assert_resumes
 from tests.training.tiny_naming import (
     SIDE,
+    TWO_LOOKS,
     load,
     naming_config,
     read_rows,
@@ -59,15 +60,27 @@ def trained_path(folder: Path, model_path: Path, tmp_path_factory: pytest.TempPa
     return NamerTrainer(config, embed_by_hash).run()
 
 
+@pytest.fixture(scope="module")
+def wide_path(folder: Path, trained_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model after a short run in which its namer learns to look twice."""
+    output = tmp_path_factory.mktemp("wide")
+    config = naming_config(folder, output, trained_path, **TWO_LOOKS)
+    return NamerTrainer(config, embed_by_hash).run()
+
+
+BOTH = pytest.mark.parametrize("sizes", [{}, TWO_LOOKS], ids=["one look", "two looks"])
+
 # --- runs ------------------------------------------------------------------------------------
 
 
-def test_it_learns_names(make_config: Any) -> None:
+@BOTH
+def test_it_learns_names(make_config: Any, sizes: dict[str, int]) -> None:
     mild = NameSamplingConfig(
         zoom_range=(0.6, 0.8), max_shift=0.05, turn=0.0, stretch=0.0, colour=0.1, erase=0.0,
         hide_mask=0.0, mix=0.0,
     )  # fmt: skip
-    config = make_config(num_steps=45, batch_size=12, fresh=True, dropout=0.0, views=mild)
+    values = dict(num_steps=45, batch_size=12, fresh=True, dropout=0.0, views=mild)
+    config = make_config(**values, **sizes)
     rows = read_rows(NamerTrainer(config, embed_by_hash).run().parent)
     starts, ends = (
         {key: np.mean([float(row[key]) for row in part]) for key in ("accuracy", "loss")}
@@ -93,9 +106,12 @@ def test_nothing_else_of_the_model_changes(model_path: Path, trained_path: Path)
     assert found.captions[0] is not None and np.isfinite(found.semantic_embeddings).all()
 
 
-def test_killed_and_resumed_equals_uninterrupted(make_config: Any, tmp_path: Path) -> None:
-    whole = make_config(output=tmp_path / "whole", dropout=0.2)
-    parts = make_config(output=tmp_path / "parts", save_every=3, dropout=0.2)
+@BOTH
+def test_killed_and_resumed_equals_uninterrupted(
+    make_config: Any, tmp_path: Path, sizes: dict[str, int]
+) -> None:
+    whole = make_config(output=tmp_path / "whole", dropout=0.2, **sizes)
+    parts = make_config(output=tmp_path / "parts", save_every=3, dropout=0.2, **sizes)
     assert_resumes(NamerTrainer, whole, parts)
 
 
@@ -129,6 +145,76 @@ def test_an_existing_namer_goes_on(make_config: Any, trained_path: Path) -> None
     """Whatever the size of its views."""
     assert goes_on(make_config(model=trained_path, namer_size=64))
     assert not goes_on(make_config(model=trained_path, fresh=True))
+
+
+def test_a_namer_that_looks_once_learns_to_look_twice(make_config: Any, trained_path: Path) -> None:
+    """It begins with the same loss, and what it knows goes into both looks."""
+    source = load(trained_path).view_namer
+    assert source is not None
+    still = NameSamplingConfig(mix=0.0)
+    once, twice = (
+        NamerTrainer(make_config(model=trained_path, views=still, **sizes), embed_by_hash)
+        for sizes in ({}, TWO_LOOKS)
+    )
+    started, width = twice.part.state_dict(), source.pooled_dim
+    for name, value in source.state_dict().items():
+        found = started[name][:, :width] if name == "token_head.weight" else started[name]
+        assert torch.equal(found, value), name
+    assert torch.equal(started["wide.down.1.0.weight"], started["down.1.0.weight"])
+    assert not started["token_head.weight"][:, width:].any()
+    losses = []
+    for trainer in (once, twice):
+        trainer.part.eval()
+        losses.append(float(trainer.losses(trainer.draw_batch())[0].detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    average = twice.average.model.state_dict()
+    assert all(torch.equal(average[name], value) for name, value in started.items())
+
+
+def test_a_model_that_looks_twice_is_written(trained_path: Path, wide_path: Path) -> None:
+    """With both looks changed, and nothing else."""
+    before, after = load(trained_path), load(wide_path)
+    assert after.config == dataclasses.replace(before.config, wide_size=TWO_LOOKS["wide_size"])
+    old, new = before.state_dict(), after.state_dict()
+    for name, value in old.items():
+        if not name.startswith("view_namer."):
+            assert torch.equal(new[name], value), name
+    assert all(name.startswith("view_namer.wide.") for name in new.keys() - old.keys())
+    head = new["view_namer.token_head.weight"]
+    assert head[:, head.shape[1] // 2 :].any()
+    layer = "blocks.2.0.conv1.0.weight"
+    close, wide, start = (
+        new[f"view_namer.{layer}"], new[f"view_namer.wide.{layer}"], old[f"view_namer.{layer}"]
+    )  # fmt: skip
+    assert not torch.equal(wide, start) and not torch.equal(close, start)
+    assert not torch.equal(wide, close)
+    predictor = TAPPredictor.from_pretrained(wide_path, device="cpu")
+    image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    found = predictor.predict_mask_concept_caption(image, boxes=[[7, 9, 31, 40]])
+    assert found.captions[0] is not None and np.isfinite(found.semantic_embeddings).all()
+
+
+def test_a_namer_that_looks_twice_goes_on(make_config: Any, wide_path: Path) -> None:
+    """Whatever the sizes of its views."""
+    assert goes_on(make_config(model=wide_path, **TWO_LOOKS))
+    assert goes_on(make_config(model=wide_path, namer_size=64, wide_size=32, wide_crop_size=32))
+    assert not goes_on(make_config(model=wide_path, fresh=True, **TWO_LOOKS))
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_both_looks_start_from_the_segmenter(
+    make_config: Any, model_path: Path, fresh: bool
+) -> None:
+    segmenter = load(model_path).view_segmenter
+    assert segmenter is not None
+    source = segmenter.state_dict()
+    config = make_config(fresh=fresh, **TWO_LOOKS)
+    started = NamerTrainer(config, embed_by_hash).part.state_dict()
+    for look in ("", "wide."):
+        for name in ("down.3.0.weight", "blocks.1.1.conv2.0.weight"):
+            assert torch.equal(started[look + name], source[name]) != fresh
+    stem = started["wide.stem.0.weight"]
+    assert stem.shape[1] == 4 and torch.equal(stem, source["stem.0.weight"][:, :4]) != fresh
 
 
 def test_a_model_without_a_segmenter_is_refused(make_config: Any, tmp_path: Path) -> None:
@@ -168,6 +254,10 @@ def test_half_precision_runs(make_config: Any) -> None:
         ({"view_size": -32}, "view_size: expected a multiple of 32, got -32"),
         ({"box_only_weight": 0.0}, "box_only_weight: expected more than 0, got 0"),
         ({"crop_size": 90}, "crop_size: expected a multiple of 32, got 90"),
+        ({"wide_size": 100}, "wide_size: expected a multiple of 32, got 100"),
+        ({"wide_size": -32}, "wide_size: expected a multiple of 32, got -32"),
+        ({"wide_crop_size": 100}, "wide_crop_size: expected a multiple of 32, got 100"),
+        ({"wide_crop_size": 0}, "wide_crop_size: expected at least 1, got 0"),
         ({"dropout": 1.5}, "dropout: expected 0 to 1, got 1.5"),
         ({"box_only_weight": -1.0}, "box_only_weight: expected 0 to 1, got -1.0"),
         ({"data": DataConfig(photo_folder="x")}, "data: expected annotation_files, got a folder"),
@@ -181,7 +271,8 @@ def test_bad_configurations(make_config: Any, changes: dict[str, Any], message: 
 def test_the_command(
     make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    config = make_config(num_steps=2, views=NameSamplingConfig(zoom_range=(0.6, 0.9), mix=0.1))
+    views = NameSamplingConfig(zoom_range=(0.6, 0.9), mix=0.1)
+    config = make_config(num_steps=2, views=views, **TWO_LOOKS)
     save_config(config, tmp_path / "names.yaml")
     assert load_config(NamingConfig, tmp_path / "names.yaml") == config
     monkeypatch.setattr(

@@ -22,6 +22,7 @@ from tokenize_anything.build import load_model
 from tokenize_anything.companions import find_companions
 from tokenize_anything.config import tap_tiny
 from tokenize_anything.training.caption_config import CaptionConfig
+from tokenize_anything.training.click_config import ClickConfig
 from tokenize_anything.training.config import (
     PretrainConfig,
     config_to_dict,
@@ -59,15 +60,16 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
         for f, kind in zip(files, kinds, strict=True)
         if kind == "names"
     ]
-    others = {"tap_tiny_captions", "tap_tiny_stage2", "tap_tiny_views"}
+    others = {"tap_tiny_captions", "tap_tiny_clicks", "tap_tiny_stage2", "tap_tiny_views"}
     assert set(kinds) == {"stage1", "names", *others}
     assert phases[0].init_from is None
     stage2 = load_config(CaptionConfig, tool.CONFIGS / "tap_tiny_stage2.yaml")
     views = load_config(ViewConfig, tool.CONFIGS / "tap_tiny_views.yaml")
+    clicks = load_config(ClickConfig, tool.CONFIGS / "tap_tiny_clicks.yaml")
     captions = load_config(CaptionConfig, tool.CONFIGS / "tap_tiny_captions.yaml")
     assert not captions.fresh_text_decoder and captions.text_tokenizer == stage2.text_tokenizer
     assert views.init_from == "without_outlines.safetensors"
-    rows: list[list[Any]] = [[*phases, stage2], [views, *names, captions]]
+    rows: list[list[Any]] = [[*phases, stage2], [views, clicks, *names, captions]]
     for row in rows:
         for before, after in itertools.pairwise(row):
             assert after.init_from == f"{before.output_folder}/model.safetensors"
@@ -75,10 +77,13 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
         assert len({config.seed for config in kin}) == len(kin)
     last = config_to_dict(phases[-1].model)
     different = {k for k, v in config_to_dict(tap_tiny()).items() if v != last[k]}
-    assert different <= {"image_size", "view_dim", "namer_size", "vocabulary_size"}
+    added = {"view_dim", "namer_size", "wide_size", "click_size"}
+    assert different <= {"image_size", "vocabulary_size", *added}
     assert views.fresh and load_config(ViewConfig, tool.CONFIGS / "curve_views.yaml").fresh
     assert (views.view_dim, views.view_size) == (tap_tiny().view_dim, tap_tiny().view_size)
     assert {config.namer_size for config in names} == {tap_tiny().namer_size}
+    assert names[-1].wide_size == tap_tiny().wide_size
+    assert clicks.click_size == tap_tiny().click_size
     assert (stage2.image_size or phases[-1].model.image_size) == tap_tiny().image_size
 
 
@@ -99,15 +104,19 @@ def write_recipe(folder: Path, data: Path, out: Path) -> None:
         data=told.data, output_folder="", num_steps=2, precision="float32"
     )
     outlines = ViewConfig(view_dim=2, view_size=32, batch_size=2, num_workers=0, **shared)
+    clicks = ClickConfig(click_size=64, batch_size=2, num_workers=0, **shared)
     named = NamingConfig(namer_size=32, crop_size=64, batch_size=4, **shared)
+    wider = dataclasses.replace(named, wide_size=32, wide_crop_size=32)
     phases: list[tuple[str, Any, str, str | None]] = [
         ("stage1a", first, "a", None),
         ("stage1b", first, "b", "a/model.safetensors"),
         ("stage2", told, "c", "b/model.safetensors"),
         ("views", outlines, "v", "without_outlines.safetensors"),
-        ("namesa", named, "na", "v/model.safetensors"),
+        ("clicks", clicks, "k", "v/model.safetensors"),
+        ("namesa", named, "na", "k/model.safetensors"),
         ("namesb", named, "nb", "na/model.safetensors"),
-        ("captions", again, "d", "nb/model.safetensors"),
+        ("namesc", wider, "nc", "nb/model.safetensors"),
+        ("captions", again, "d", "nc/model.safetensors"),
     ]
     for name, config, place, start in phases:
         places = {"output_folder": place} | ({"init_from": start} if start else {})
@@ -131,7 +140,8 @@ def test_all_phases_run_and_are_packed_into_one_file(
     assert companions.concepts.names == tuple(sorted(SHAPES))
     assert companions.concepts.weights.shape[0] == MODEL.semantic_dim
     assert companions.text_tokenizer.vocabulary_size == model.config.vocabulary_size
-    assert (model.config.view_dim, model.config.namer_size) == (2, 32)
+    sizes = model.config
+    assert (sizes.view_dim, sizes.namer_size, sizes.wide_size, sizes.click_size) == (2, 32, 32, 64)
     state = model.state_dict()
 
     def changed_since(path: str) -> set[str]:
@@ -145,10 +155,10 @@ def test_all_phases_run_and_are_packed_into_one_file(
                 found.add(re.sub(r"\.(layers|blocks|word|norm|weight|bias).*", "", name))
         return found
 
-    parts = {name.partition(".")[0] for name in changed_since("nb/model.safetensors")}
+    parts = {name.partition(".")[0] for name in changed_since("nc/model.safetensors")}
     assert parts == {"text_decoder"}
     parts = {name.partition(".")[0] for name in changed_since("without_outlines.safetensors")}
-    assert parts == {"text_decoder", "view_segmenter", "view_namer"}
+    assert parts == {"text_decoder", "click_segmenter", "view_segmenter", "view_namer"}
     learnt = {name for name in changed_since("c/model.safetensors") if "decoder." in name}
     assert "image_decoder.semantic_head" in learnt
     tool.train(data, out, tmp_path / "configs")  # all is finished already

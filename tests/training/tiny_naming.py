@@ -17,6 +17,7 @@ from tokenize_anything.training.naming_config import NamingConfig
 from tokenize_anything.training.optimizer import OptimizerConfig
 
 SIDE, BATCH = 32, 7
+TWO_LOOKS: dict[str, Any] = {"wide_size": 64, "wide_crop_size": 96}
 
 
 def save_outliner(path: Path) -> Path:

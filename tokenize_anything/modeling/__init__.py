@@ -1,5 +1,6 @@
 """The TAP network: torch only, tensors in the model frame in, tensors out."""
 
+from tokenize_anything.modeling.click_segmenter import ClickOutputs, ClickSegmenter
 from tokenize_anything.modeling.image_decoder import (
     AttendedPrompts,
     ImageDecoder,
@@ -17,6 +18,8 @@ from tokenize_anything.modeling.view_segmenter import ViewOutputs, ViewSegmenter
 __all__ = [
     "TAP",
     "AttendedPrompts",
+    "ClickOutputs",
+    "ClickSegmenter",
     "ImageContext",
     "ImageDecoder",
     "ImageEncoder",

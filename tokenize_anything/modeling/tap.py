@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenize_anything.config import PointLabel, TAPConfig
+from tokenize_anything.modeling.click_segmenter import ClickSegmenter
 from tokenize_anything.modeling.image_decoder import (
     AttendedPrompts,
     ImageDecoder,
@@ -44,6 +45,8 @@ class TAP(nn.Module):
         self.image_decoder = ImageDecoder(config, decoder_dropout)
         self.text_decoder = TextDecoder(config, text_dropout)
         self.view_segmenter = ViewSegmenter(config) if config.view_dim else None
+        has_clicks = config.view_dim and config.click_size
+        self.click_segmenter = ClickSegmenter(config) if has_clicks else None
         self.view_namer = ViewNamer(config) if config.view_dim and config.namer_size else None
 
     def encode_images(self, pixels: Tensor) -> Tensor:

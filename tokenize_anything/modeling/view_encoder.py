@@ -68,8 +68,29 @@ class ViewEncoder(nn.Module):
         levels = []
         for level, block in enumerate(self.blocks):
             x = block(F.relu(self.down[level - 1](x)) if level else x)
-            levels.append(x)
+            levels.append(x := self.share(level, x))
         return levels
+
+    def share(self, level: int, x: Tensor) -> Tensor:
+        """What the next level, and who asked, get of a level's map: all as it is."""
+        return x
+
+
+def decode_levels(up: nn.ModuleList, levels: list[Tensor]) -> list[Tensor]:
+    """The way back up of a U-Net (Ronneberger et al. 2015).
+
+    Args:
+        up: at each level but the last, from the sum of both dimensions to the finer one's.
+        levels: see `ViewEncoder.encode`.
+
+    Returns:
+        The features again, each with what the coarser ones know.
+    """
+    decoded = [levels[-1]]
+    for level in reversed(range(len(up))):
+        larger = F.interpolate(decoded[0], scale_factor=2.0, mode="bilinear")
+        decoded.insert(0, F.relu(up[level](torch.cat([levels[level], larger], dim=1))))
+    return decoded
 
 
 def cover_boxes(boxes_xyxy: Tensor, side: int) -> Tensor:

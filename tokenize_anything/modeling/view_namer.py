@@ -1,7 +1,8 @@
 """A small convolutional network that says what one outlined region of a photo is.
 
 It is no part of the paper. It looks at a view in which the region has a known size, as the view
-segmenter does, and at the mask that was found; see `view_names`.
+segmenter does, and at the mask that was found; and, where the configuration says so, at a wider
+view that shows what is around the region. See `view_names`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class ViewNamer(ViewEncoder):
     def __init__(self, config: TAPConfig, dropout: float = 0.0) -> None:
         super().__init__(config.view_dim, NUM_REGION_MAPS)
         self.dropout = dropout
-        self.token_head = nn.Linear(self.pooled_dim, config.decoder_dim)
+        self.wide = ViewEncoder(config.view_dim, 1) if config.wide_size else None
+        num_looks = 1 if self.wide is None else 2
+        self.token_head = nn.Linear(num_looks * self.pooled_dim, config.decoder_dim)
         self.semantic_head = PredictionHead(config.decoder_dim, HEAD_DIM, config.semantic_dim)
 
     def forward(
@@ -60,8 +63,24 @@ class ViewNamer(ViewEncoder):
         inside = torch.where(is_empty[:, None, None], maps[:, 0], maps[:, 1])
         return pool_levels(self.encode(pixels, maps), inside)
 
+    def look_around(self, pixels: Tensor, boxes: Tensor, *, mirrored: bool = False) -> Tensor:
+        """Features (R,20*width) of wider views, which `fuse` wants behind those of the regions.
+
+        Args:
+            pixels: (R,3,v,v) normalised, v a multiple of 32.
+            boxes: (R,v,v) in [0, 1], the region's box drawn.
+            mirrored: look at everything flipped left to right.
+        """
+        assert self.wide is not None
+        if mirrored:
+            pixels, boxes = pixels.flip(-1), boxes.flip(-1)
+        return pool_levels(self.wide.encode(pixels, boxes[:, None].float()), boxes.float())
+
     def fuse(self, features: Tensor, semantic_tokens: Tensor) -> Tensor:
-        """Semantic tokens (R,C) with what the features (R,20*width) say added to them."""
+        """Semantic tokens (R,C) with what the features (R,F) say added to them.
+
+        F is 20 times the width, twice that with a wider view.
+        """
         features = F.dropout(features, self.dropout, self.training)
         tokens = F.dropout(semantic_tokens, self.dropout, self.training)
         return tokens + self.token_head(features).to(tokens.dtype)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenize_anything.config import PointLabel, TAPConfig
@@ -22,6 +21,7 @@ from tokenize_anything.modeling.view_encoder import (
     ViewEncoder,
     conv_norm,
     cover_boxes,
+    decode_levels,
     pool_levels,
 )
 
@@ -106,13 +106,8 @@ class ViewSegmenter(ViewEncoder):
         maps = draw_prompt_maps(coords_xy, labels, pixels.shape[-1])
         if mirrored:
             pixels, maps = pixels.flip(-1), maps.flip(-1)
-        levels = self.encode(pixels, maps)
-        x = levels[-1]
-        for level in reversed(range(len(self.up))):
-            larger = F.interpolate(x, scale_factor=2.0, mode="bilinear")
-            x = F.relu(self.up[level](torch.cat([levels[level], larger], dim=1)))
-            levels[level] = x
-        logits = self.mask_head(x)[:, 0]
+        levels = decode_levels(self.up, self.encode(pixels, maps))
+        logits = self.mask_head(levels[0])[:, 0]
         features = pool_levels(levels, logits.detach().sigmoid())
         return ViewOutputs(
             mask_logits=logits.flip(-1) if mirrored else logits,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from tokenize_anything.centred_views import CentredView
 from tokenize_anything.config import PointLabel
 from tokenize_anything.data.region_dataset import read_image
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, TextTable
@@ -23,7 +24,7 @@ from tokenize_anything.image_transform import normalize_pixels, pixel_padding
 from tokenize_anything.modeling import TAP
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.region_decoding import count_regions_in_memory, decode_image, encode_photo
-from tokenize_anything.view_names import CentredView
+from tokenize_anything.view_names import NAMING_ZOOM, wide_zoom
 from tokenize_anything.view_outlines import OUTLINE_ZOOM
 
 CROP_ZOOM = 0.5  # long side of a box as a share of its crop
@@ -31,28 +32,38 @@ OUTLINED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
-class NamedViews:
-    """S crops of c x c pixels, one named region in each.
+class RegionCrops:
+    """S crops of c x c pixels, one region in each.
 
     images: (S,c,c,3) uint8 RGB, the box of the region in the middle.
     boxes_xyxy: (S,4) float32, pixels of the crop.
     masks: (S,c/2,c/2) bool, outlines; empty until `outline_crops` has drawn them.
-    tokens: (S,C) float32, semantic tokens of the boxes on the whole photo; see `named_tokens`.
-    has_mask: (S,) bool, whether the data has a mask of the region.
-    names: (S,) int64, rows of the text table.
-    photos: of the S regions.
     """
 
     images: Tensor
     boxes_xyxy: Tensor
     masks: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class NamedViews(RegionCrops):
+    """Crops of named regions.
+
+    tokens: (S,C) float32, semantic tokens of the boxes on the whole photo; see `named_tokens`.
+    has_mask: (S,) bool, whether the data has a mask of the region.
+    names: (S,) int64, rows of the text table.
+    photos: of the S regions.
+    wide: crops for the wider views of the same regions, without outlines.
+    """
+
     tokens: Tensor
     has_mask: Tensor
     names: Tensor
     photos: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
+    wide: RegionCrops | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +78,24 @@ class Looks:
     boxes: Tensor
     masks: Tensor
 
+    def mix(self, share: float, order: Tensor) -> Looks:
+        """A share of each view (R,), the rest from the view `order` names (Zhang et al. 2018)."""
+        values = (self.images, self.boxes, self.masks)
+        return Looks(*(share * value + (1 - share) * value[order] for value in values))
+
+    def to(self, device: torch.device) -> Looks:
+        """The same on another device."""
+        return Looks(self.images.to(device), self.boxes.to(device), self.masks.to(device))
+
 
 def crop_regions(
-    records: Sequence[ImageRecord], texts: TextTable, names: Sequence[str], model: TAP, size: int
+    records: Sequence[ImageRecord],
+    texts: TextTable,
+    names: Sequence[str],
+    model: TAP,
+    size: int,
+    *,
+    wide_size: int = 0,
 ) -> NamedViews:
     """Cut out all regions of photos whose text is one of the names; no outlines yet.
 
@@ -79,6 +105,7 @@ def crop_regions(
         names: of concepts.
         model: whose pixel facts say what lies beyond a photo.
         size: c.
+        wide_size: c of the crops for wider views, 0 for none.
 
     Raises:
         FileNotFoundError: a photo is missing.
@@ -90,26 +117,38 @@ def crop_regions(
     count = sum(len(regions) for _, regions in found)
     if not count:
         raise ValueError("data: expected regions with the name of a concept, got none")
-    images = np.empty((count, size, size, 3), np.uint8)
-    boxes, photos, row = np.empty((count, 4), np.float32), [], 0
+    close, wide = _empty_crops(count, size), _empty_crops(count, wide_size)
+    photos: list[str] = []
     padding = pixel_padding(model.config.pixels)
     for record, regions in tqdm(found, desc="crops", mininterval=5):
         rgb = read_image(record) if regions else np.zeros((1, 1, 3), np.uint8)
         for region in regions:
-            crop = CentredView.around(region.box_xyxy, rgb.shape[:2], size, CROP_ZOOM)
-            images[row] = crop.show(rgb, padding)
-            boxes[row] = crop.box_in_view(region.box_xyxy)
+            box, row = region.box_xyxy, len(photos)
+            around = CROP_ZOOM / NAMING_ZOOM * wide_zoom(box, rgb.shape[:2])
+            for crops, side, zoom in ((close, size, CROP_ZOOM), (wide, wide_size, around)):
+                if side:
+                    view = CentredView.around(box, rgb.shape[:2], side, zoom)
+                    crops.images[row] = torch.from_numpy(view.show(rgb, padding))
+                    crops.boxes_xyxy[row] = torch.from_numpy(view.box_in_view(box))
             photos.append(record.path.name)
-            row += 1
     regions = [region for _, some in found for region in some]
     return NamedViews(
-        images=torch.from_numpy(images),
-        boxes_xyxy=torch.from_numpy(boxes),
-        masks=torch.zeros(count, size // 2, size // 2, dtype=torch.bool),
+        images=close.images,
+        boxes_xyxy=close.boxes_xyxy,
+        masks=close.masks,
         tokens=torch.zeros(count, model.config.decoder_dim),
         has_mask=torch.tensor([region.rle is not None for region in regions]),
         names=torch.tensor([region.text_index for region in regions]),
         photos=tuple(photos),
+        wide=wide if wide_size else None,
+    )
+
+
+def _empty_crops(count: int, size: int) -> RegionCrops:
+    return RegionCrops(
+        images=torch.zeros(count, size, size, 3, dtype=torch.uint8),
+        boxes_xyxy=torch.zeros(count, 4),
+        masks=torch.zeros(count, size // 2, size // 2, dtype=torch.bool),
     )
 
 
@@ -179,7 +218,7 @@ def named_tokens(
     return torch.cat(parts[1:] or parts)
 
 
-def choose_windows(views: NamedViews, zoom: Tensor, shifts: Tensor | None = None) -> Tensor:
+def choose_windows(views: RegionCrops, zoom: Tensor, shifts: Tensor | None = None) -> Tensor:
     """Windows in which the boxes of crops fill a share, moved inside where they would stick out.
 
     Args:
@@ -197,7 +236,7 @@ def choose_windows(views: NamedViews, zoom: Tensor, shifts: Tensor | None = None
 
 
 def draw_looks(
-    views: NamedViews,
+    views: RegionCrops,
     rows: Tensor,
     windows: Tensor,
     view_size: int,

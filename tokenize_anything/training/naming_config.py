@@ -56,6 +56,8 @@ class NamingConfig(PartConfig):
     namer_size: side of a view at inference, see `TAPConfig`.
     view_size: side of a view in this run, pixels, 0 for the same; small ones are fast at first.
     crop_size: side of the crops that are kept in memory, 3 bytes a pixel.
+    wide_size: side of a second, wider view, see `TAPConfig`.
+    wide_crop_size: side of the crops for it that are kept in memory.
     batch_size: views of an update.
     box_only_weight: how often a region that has a box and no mask is drawn, beside one with a mask.
     dropout: of the features.
@@ -64,6 +66,8 @@ class NamingConfig(PartConfig):
     namer_size: int = 96
     view_size: int = 0
     crop_size: int = 160
+    wide_size: int = 0
+    wide_crop_size: int = 96
     views: NameSamplingConfig = field(default_factory=NameSamplingConfig)
     batch_size: int = 64
     box_only_weight: float = 0.6
@@ -71,11 +75,11 @@ class NamingConfig(PartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_counts(self, ("namer_size", "crop_size", "batch_size"))
+        require_counts(self, ("namer_size", "crop_size", "wide_crop_size", "batch_size"))
         require_fractions(self, ("box_only_weight", "dropout"))
         if not self.box_only_weight:
             raise ValueError("box_only_weight: expected more than 0, got 0")
-        for name in ("namer_size", "view_size", "crop_size"):
+        for name in ("namer_size", "view_size", "crop_size", "wide_size", "wide_crop_size"):
             value = getattr(self, name)
             if value < 0 or value % 32:
                 raise ValueError(f"{name}: expected a multiple of 32, got {value}")

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenize_anything.build import load_model
 from tokenize_anything.image_transform import normalize_pixels
 from tokenize_anything.modeling import TAP, ViewNamer, ViewSegmenter
 from tokenize_anything.training import losses
 from tokenize_anything.training.named_views import (
     Looks,
-    NamedViews,
+    RegionCrops,
     choose_windows,
     crop_regions,
     draw_looks,
@@ -38,6 +39,7 @@ class NamedBatch:
     names, other_names: (R,) rows of the text table.
     share: of the first names.
     photos: for error messages.
+    wide: the wider views, if the namer has them.
     """
 
     looks: Looks
@@ -46,6 +48,7 @@ class NamedBatch:
     other_names: Tensor
     share: float
     photos: tuple[str, ...]
+    wide: Looks | None = None
 
 
 class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
@@ -61,19 +64,25 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
             ValueError: a model without a view segmenter.
         """
         config = self.config
-        model, goes_on = start_model(config, self.PART, namer_size=config.namer_size)
+        sizes = {"namer_size": config.namer_size, "wide_size": config.wide_size}
+        model, goes_on = start_model(config, self.PART, **sizes)
         assert model.view_namer is not None and model.view_segmenter is not None
         if not goes_on and not config.fresh:
-            start_from_segmenter(model.view_namer, model.view_segmenter)
+            source = load_model(config.init_from, device="cpu", dtype="float32")
+            start_namer(model.view_namer, source.view_namer or model.view_segmenter)
         model.view_namer.dropout = config.dropout
         return model
 
     def prepare(self, data: TrainingData) -> None:
         """Cut out and outline all named regions, and decode their boxes."""
         config = self.config
+        self.teacher = self.make_teacher(data)
         records = choose_records(data.records, config.max_images)
         names = self.teacher.vocabulary.names
-        views = crop_regions(records, data.texts, names, self.model, config.crop_size)
+        views = crop_regions(
+            records, data.texts, names, self.model, config.crop_size,
+            wide_size=config.wide_crop_size if config.wide_size else 0,
+        )  # fmt: skip
         views = outline_crops(self.model, views, self.autocast())
         with self.autocast():
             tokens = named_tokens(self.model.eval(), records, data.texts, names)
@@ -94,19 +103,20 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
         )
         side = config.view_size or config.namer_size
         looks = draw_training_looks(self.views, rows, side, config.views, generator)
+        wide = None
+        if self.views.wide is not None:
+            wide_side = config.wide_size
+            wide = draw_training_looks(self.views.wide, rows, wide_side, config.views, generator)
         names, tokens = self.views.names[rows], self.views.tokens[rows]
         share, order = 1.0, torch.arange(len(rows))
         rng = np.random.default_rng((config.seed, self.step))
         if config.views.mix and rng.random() < 0.5:
             share = float(rng.beta(config.views.mix, config.views.mix))
             order = torch.randperm(len(rows), generator=generator)
-            mixed = [
-                share * value + (1 - share) * value[order]
-                for value in (looks.images, looks.boxes, looks.masks, tokens)
-            ]
-            looks, tokens = Looks(*mixed[:3]), mixed[3]
+            looks, wide = looks.mix(share, order), wide and wide.mix(share, order)
+            tokens = share * tokens + (1 - share) * tokens[order]
         photos = tuple(self.views.photos[row] for row in rows.tolist())
-        return NamedBatch(looks, tokens, names, names[order], share, photos)
+        return NamedBatch(looks, tokens, names, names[order], share, photos, wide)
 
     def losses(self, batch: NamedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """KL divergence from what the names say about each concept; how often the first is right.
@@ -114,12 +124,14 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
         Returns:
             the loss, and its parts by the names of `LOSSES`.
         """
-        looks, device = batch.looks, self.device
-        images = looks.images.movedim(1, -1).to(device)
-        pixels = normalize_pixels(images, self.model.config.pixels)
+        looks, device = batch.looks.to(self.device), self.device
         assert isinstance(self.part, ViewNamer)
         with self.autocast():
-            features = self.part.look(pixels, looks.boxes.to(device), looks.masks.to(device))
+            features = self.part.look(self._pixels(looks), looks.boxes, looks.masks)
+            if batch.wide is not None:
+                wide = batch.wide.to(device)
+                around = self.part.look_around(self._pixels(wide), wide.boxes)
+                features = torch.cat([features, around], dim=1)
             tokens = self.part.fuse(features, batch.tokens.to(device))
             embeddings = self.part.semantic_head(tokens)
         student = self.teacher.vocabulary.log_probs(embeddings.float())
@@ -130,13 +142,16 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
         right = student.argmax(-1) == self.teacher.log_probs(batch.names).to(device).argmax(-1)
         return loss, {"concept": loss.detach(), "accuracy": right.float().mean()}
 
+    def _pixels(self, looks: Looks) -> Tensor:
+        return normalize_pixels(looks.images.movedim(1, -1), self.model.config.pixels)
+
     def names_of(self, batch: NamedBatch) -> Sequence[str]:
         """Names of the photos."""
         return batch.photos
 
 
 def draw_training_looks(
-    views: NamedViews,
+    views: RegionCrops,
     rows: Tensor,
     side: int,
     config: NameSamplingConfig,
@@ -177,11 +192,21 @@ def draw_training_looks(
 
 
 @torch.no_grad()
-def start_from_segmenter(namer: ViewNamer, segmenter: ViewSegmenter) -> None:
-    """Copy what both networks have; the mask enters where the segmenter's clicks do."""
-    state, source = namer.state_dict(), segmenter.state_dict()
+def start_namer(namer: ViewNamer, network: ViewNamer | ViewSegmenter) -> None:
+    """Copy what a namer has in common with one that looks once, or with a segmenter.
+
+    The mask enters where the segmenter's clicks do. What a wider view adds to the tokens of a namer
+    without one starts at 0; what it added is dropped where there is none any more.
+    """
+    state, source = namer.state_dict(), network.state_dict()
     for name, value in state.items():
-        if name == "stem.0.weight":
-            value.copy_(source[name][:, : value.shape[1]])
-        elif name in source and not name.startswith("semantic_head."):
-            value.copy_(source[name])
+        origin = name if name in source else name.removeprefix("wide.")
+        if origin == "stem.0.weight":
+            value.copy_(source[origin][:, : value.shape[1]])
+        elif name == "token_head.weight" and name in source:
+            shared = min(value.shape[1], source[name].shape[1])
+            value.zero_()[:, :shared] = source[name][:, :shared]
+        elif origin in source and (
+            isinstance(network, ViewNamer) or not name.startswith("semantic_head.")
+        ):
+            value.copy_(source[origin])

@@ -50,7 +50,8 @@ class PartTrainer(ABC, Generic[ConfigT, BatchT]):
 
     Args:
         config: of the run.
-        embed: text encoder that spans the concept space of the model, n texts to (n,D).
+        embed: text encoder that spans the concept space of the model, n texts to (n,D); for parts
+            that learn concepts.
 
     Raises:
         FileNotFoundError: annotations or the model are missing.
@@ -60,17 +61,13 @@ class PartTrainer(ABC, Generic[ConfigT, BatchT]):
     PART: ClassVar[str]  # name of the part in the model
     LOSSES: ClassVar[tuple[str, ...]]  # names of what `losses` returns beside the sum
 
-    def __init__(self, config: ConfigT, embed: EmbedTexts) -> None:
-        self.config, self.device = config, choose_device(config.device)
+    def __init__(self, config: ConfigT, embed: EmbedTexts | None = None) -> None:
+        self.config, self.device, self.embed = config, choose_device(config.device), embed
         self.folder = Path(config.output_folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         data = open_data(config.data, self.folder)
         self.model = self.start_model().to(self.device)
         self.part: nn.Module = self.model.get_submodule(self.PART)
-        self.teacher = ConceptTeacher(
-            data.texts.texts, concept_names(config.data.annotation_files, data.texts.texts), embed,
-            teacher_scale=config.teacher_scale, student_scale=config.student_scale,
-        )  # fmt: skip
         self.companions = find_companions(
             config.init_from, locate_checkpoint(config.init_from), None,
             self.model.config.vocabulary_size,
@@ -81,6 +78,14 @@ class PartTrainer(ABC, Generic[ConfigT, BatchT]):
         self.log = CsvLog(self.folder / LOG_FILE, ("loss", *self.LOSSES, "grad_norm", "lr"))
         self.step = 0
         self.prepare(data)
+
+    def make_teacher(self, data: TrainingData) -> ConceptTeacher:
+        """What the names of the data say about each concept."""
+        assert self.embed is not None
+        config, texts = self.config, data.texts.texts
+        names = concept_names(config.data.annotation_files, texts)
+        scales = {"teacher_scale": config.teacher_scale, "student_scale": config.student_scale}
+        return ConceptTeacher(texts, names, self.embed, **scales)
 
     @abstractmethod
     def start_model(self) -> TAP:

@@ -21,6 +21,7 @@ from tokenize_anything.image_transform import normalize_pixels
 from tokenize_anything.modeling import TAP, ViewOutputs
 from tokenize_anything.training import losses
 from tokenize_anything.training.concept_teacher import has_text
+from tokenize_anything.training.outline_losses import outline_losses
 from tokenize_anything.training.part_training import (
     PartTrainer,
     choose_records,
@@ -47,6 +48,7 @@ class ViewTrainer(PartTrainer[ViewConfig, ViewBatch]):
     def prepare(self, data: TrainingData) -> None:
         """Views of all photos with regions."""
         config = self.config
+        self.teacher = self.make_teacher(data)
         self.dataset = ViewDataset(
             choose_records(data.records, config.max_images), data.texts, config.view_size,
             config.views, self.model.config.pixels, config.seed,
@@ -151,23 +153,10 @@ def replace_boxes(first: SampledPrompts, clicks: SampledPrompts) -> SampledPromp
 
 
 def mask_losses(outputs: ViewOutputs, batch: ViewBatch) -> dict[str, Tensor]:
-    """Losses of masks and IoU scores, means over the views with a mask, and the mean IoU.
-
-    The true masks are averaged over the area of each logit. The IoU is that with the whole region:
-    what the view cuts off counts as missed.
-    """
-    logits = outputs.mask_logits.float()
-    truth = F.adaptive_avg_pool2d(batch.masks.float()[:, None], logits.shape[-1])[:, 0]
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((1, 2))
-    with torch.no_grad():
-        found = logits > 0
-        cell = (batch.masks.shape[-1] / logits.shape[-1]) ** 2
-        shared = (truth * found).sum((1, 2)) * cell
-        union = found.sum((1, 2)) * cell + batch.areas - shared
-        ious = shared / union.clamp(min=1)
-    return {
-        "mask": mean_where(entropy, batch.has_mask),
-        "dice": mean_where(losses.dice_loss(logits, truth), batch.has_mask),
-        "iou": mean_where((outputs.iou_scores - ious).square(), batch.has_mask),
-        "mean_iou": mean_where(ious, batch.has_mask),
-    }
+    """Losses of masks and IoU scores, means over the views with a mask, and the mean IoU."""
+    parts, ious = outline_losses(
+        outputs.mask_logits, batch.masks.float(), batch.areas, batch.has_mask
+    )
+    parts["iou"] = mean_where((outputs.iou_scores - ious).square(), batch.has_mask)
+    parts["mean_iou"] = mean_where(ious, batch.has_mask)
+    return parts

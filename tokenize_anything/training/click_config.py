@@ -1,0 +1,45 @@
+"""What a run that trains the click segmenter needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tokenize_anything.data.click_dataset import ClickSamplingConfig
+from tokenize_anything.data.prompt_sampling import PromptSamplingConfig
+from tokenize_anything.training.config import require_counts, require_fractions
+from tokenize_anything.training.part_config import PartConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClickConfig(PartConfig):
+    """Train the network that answers clicks (`modeling.click_segmenter`).
+
+    Where `init_from` has a view segmenter and no click segmenter, the latter starts with what both
+    networks have.
+
+    click_size: side of each window, pixels, a multiple of 64.
+    batch_size: photos of an update; each gives `clicks.clicks_per_image` clicks.
+    prompts: how many clicks follow the first, and how often they correct the network's own mask.
+    second_stage_probability: how often a step has more than the first click.
+    mask_weight, dice_weight, iou_weight: of the losses: binary cross-entropy and dice of the
+        masks, squared error of the IoU scores.
+    """
+
+    click_size: int = 64
+    clicks: ClickSamplingConfig = field(default_factory=ClickSamplingConfig)
+    prompts: PromptSamplingConfig = field(default_factory=PromptSamplingConfig)
+    batch_size: int = 6
+    second_stage_probability: float = 0.4
+    mask_weight: float = 1.0
+    dice_weight: float = 1.0
+    iou_weight: float = 1.0
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(self, ("click_size", "batch_size"))
+        require_fractions(self, ("second_stage_probability",))
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers: expected at least 0, got {self.num_workers}")
+        if self.click_size % 64:
+            raise ValueError(f"click_size: expected a multiple of 64, got {self.click_size}")
