@@ -166,8 +166,8 @@ def test_there_and_back(image_hw: tuple[int, int]) -> None:
             shown = window.show(mask).reshape(SIDE // 2, 2, SIDE // 2, 2).mean(axis=(1, 3))
             found = window.restore_mask((shown / 255 - 0.5).astype(np.float32), image_hw)
             iou = (found & mask).sum() / (found | mask).sum()
-            # in the largest window a cell is ten pixels wide
-            assert iou > ((0.9 if is_whole else 0.7) if place == 0 else 0.92 if is_whole else 0.8)
+            # in the largest window a cell is many pixels wide
+            assert iou > ((0.88 if is_whole else 0.7) if place == 0 else 0.92 if is_whole else 0.8)
 
 
 def test_a_photo_is_not_changed() -> None:

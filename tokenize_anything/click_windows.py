@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenize_anything.centred_views import CentredView
 from tokenize_anything.modeling.click_segmenter import NUM_WINDOWS
 
-LARGEST_WINDOW = 1.5  # side of the largest, of the photo's long side
+LARGEST_WINDOW = 1.25  # side of the largest, of the photo's long side
 
 
 def list_windows(

@@ -50,6 +50,7 @@ from tokenize_anything.views import View, known_extents, list_views, point_array
 VIEWS_AT_ONCE = 8
 COMPARED_SIDE = 256  # masks are compared at no less than so many steps along the long side
 OUTLINE_ROUNDS = 2
+FEW_CLICKS = 2  # from a third on, they make outlines better than the answer of the click segmenter
 VIEW_WEIGHT = 0.5  # of the view segmenter's embedding beside that of the semantic token
 
 
@@ -107,7 +108,9 @@ def decode_closely(
     if not zoom or encoded.rgb is None:
         return first
     if model.click_segmenter is not None:
-        write_click_masks(model, encoded.rgb, prompts, clicked_rows(prompts), first)
+        rows = clicked_rows(prompts)
+        rows = rows[~shows_extent(prompts)[rows]]
+        write_click_masks(model, encoded.rgb, prompts, rows, first)
     _write_views(model, encoded, prompts, first, chunk=chunk, zoom=zoom)
     outlines = {}
     if model.view_segmenter is not None:
@@ -168,15 +171,20 @@ def _write_outlines(
 ) -> dict[int, Outline]:
     """Put outlines in the place of masks; of a single click only those with a higher score.
 
-    Prompts that do not say how large their region is take that from the mask there was, and once
-    more from the outline, which counts where it scores higher.
+    What the click segmenter says of few clicks stays. Other prompts that do not say how large
+    their region is take that from the mask there was, and once more from the outline, which counts
+    where it scores higher.
 
     Returns:
         The outlines, by row.
     """
     extents = known_extents(prompts)
     num_points = (prompts.labels != PointLabel.PADDING).sum(axis=1)
-    unknown = [row for row in np.flatnonzero(num_points).tolist() if row not in extents]
+    is_open = num_points > 0
+    if model.click_segmenter is not None:
+        answered = clicked_rows(prompts)
+        is_open[answered] = num_points[answered] > FEW_CLICKS
+    unknown = [row for row in np.flatnonzero(is_open).tolist() if row not in extents]
     extents |= _mask_extents(prompts, target, unknown)
     accepted: dict[int, Outline] = {}
     for _ in range(OUTLINE_ROUNDS):

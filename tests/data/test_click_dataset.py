@@ -51,7 +51,7 @@ def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("wide")
     (root / "images").mkdir()
     masks = np.zeros((3, 83, 157), bool)
-    masks[0, 11:15, 1:156] = masks[1, 20:79, 40:99] = masks[2, 60:62, 120:123] = True
+    masks[0, 11:15, 1:156] = masks[1, 20:71, 40:91] = masks[2, 60:62, 120:123] = True
     photo = np.random.default_rng(0).integers(0, 256, (83, 157, 3), dtype=np.uint8)
     cv2.imwrite(str(root / "images" / "wide.png"), photo)
     rows = [annotate(mask, place + 1, 1, category_id=place + 1) for place, mask in enumerate(masks)]

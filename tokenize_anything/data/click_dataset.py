@@ -37,7 +37,7 @@ class ClickSamplingConfig:
     """
 
     clicks_per_image: int = 4
-    scale_range: tuple[float, float] = (0.75, 1.35)
+    scale_range: tuple[float, float] = (0.8, 1.6)
     innermost_probability: float = 0.5
     rarity_power: float = 0.2
     colour: float = 0.3
