@@ -218,6 +218,8 @@ def tap_tiny() -> TAPConfig:
         zoom=0.5,
         view_dim=24,
         namer_size=96,
+        wide_size=64,
+        click_size=64,
     )
 
 

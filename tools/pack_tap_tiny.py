@@ -18,6 +18,9 @@ from tokenize_anything.training.concept_head import fit_concept_head, name_indic
 from tokenize_anything.training.iou_head import collect_iou_samples, fit_iou_head
 
 
+ROUNDED = ("click_segmenter.", "image_encoder.", "text_decoder.", "view_namer.", "view_segmenter.")
+
+
 def pack_stages(trainer: CaptionTrainer, trained: Path, path: Path) -> Path:
     """The model of stage 2 with its concepts and tokenizer, and with two heads learnt once more."""
     config = trainer.config
@@ -37,6 +40,5 @@ def pack_model(trained: Path, named: Path, path: Path) -> Path:
     model = load_model(trained, device="cpu", dtype="float32")
     tensors, metadata = find_companions(named, named, None, model.config.vocabulary_size).pack()
     return save_model(
-        model, path, dtype="float16", metadata=metadata, extra_tensors=tensors,
-        rounded=("view_segmenter.", "view_namer."),
-    )  # fmt: skip
+        model, path, dtype="float16", metadata=metadata, extra_tensors=tensors, rounded=ROUNDED
+    )

@@ -149,7 +149,7 @@ def test_all_phases_run_and_are_packed_into_one_file(
         before = load_model(out / path, device="cpu", dtype="float32").state_dict()
         found = set()
         for name, value in state.items():
-            is_rounded = name.startswith("view_") and value.numel() >= MIN_ROUNDED_ELEMENTS
+            is_rounded = name.startswith(sys.modules["pack_tap_tiny"].ROUNDED) and value.numel() >= MIN_ROUNDED_ELEMENTS
             rtol, atol = (0.0, 5e-3) if is_rounded else (1e-3, 1e-6)
             if name not in before or not torch.allclose(value, before[name], rtol, atol):
                 found.add(re.sub(r"\.(layers|blocks|word|norm|weight|bias).*", "", name))
