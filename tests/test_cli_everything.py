@@ -193,7 +193,12 @@ def test_only_new_and_changed_photos_are_searched(photos, model_file, searched, 
     assert everything(model_file, "copy", "--out", "found", "--no-captions") == 0
     assert searched == [(35, 33), (37, 33)]
     assert everything(model_file, "copy", "--out", "anew", "--no-captions") == 0
-    assert Path("found/regions.json").read_bytes() == Path("anew/regions.json").read_bytes()
+    # some processors round by where in memory a photo lies
+    anew = json.loads(
+        Path("anew/regions.json").read_text(),
+        parse_float=lambda number: pytest.approx(float(number), abs=1e-5),
+    )
+    assert json.loads(Path("found/regions.json").read_text()) == anew
 
 
 def test_a_folder_of_other_settings_is_refused(photos, model_file, capsys):

@@ -5,7 +5,8 @@ outline. A view in which it fills a fixed share has cells enough. A box, a mask 
 large its region is, and gets one such view. A click does not: it gets views of several sizes, and
 the answer counts that `answer_choice` picks. Interactive segmentation knows the step as Zoom-In
 (Sofiiuk et al. 2020, "f-BRS", section 3.3). It costs an encoding for each view, so that it suits
-small encoders.
+small encoders. Models that have networks for views take those in its place, see `click_answers`,
+`view_outlines` and `view_names`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from tokenize_anything.training.caption_finetune import CaptionTrainer
 from tokenize_anything.training.concept_head import fit_concept_head, name_indices
 from tokenize_anything.training.iou_head import collect_iou_samples, fit_iou_head
 
-
 ROUNDED = ("click_segmenter.", "image_encoder.", "text_decoder.", "view_namer.", "view_segmenter.")
 
 

@@ -142,14 +142,14 @@ def test_all_phases_run_and_are_packed_into_one_file(
     assert companions.text_tokenizer.vocabulary_size == model.config.vocabulary_size
     sizes = model.config
     assert (sizes.view_dim, sizes.namer_size, sizes.wide_size, sizes.click_size) == (2, 32, 32, 64)
-    state = model.state_dict()
+    state, rounded = model.state_dict(), sys.modules["pack_tap_tiny"].ROUNDED
 
     def changed_since(path: str) -> set[str]:
         """Parts that differ from those of an earlier phase by more than the packing rounds."""
         before = load_model(out / path, device="cpu", dtype="float32").state_dict()
         found = set()
         for name, value in state.items():
-            is_rounded = name.startswith(sys.modules["pack_tap_tiny"].ROUNDED) and value.numel() >= MIN_ROUNDED_ELEMENTS
+            is_rounded = name.startswith(rounded) and value.numel() >= MIN_ROUNDED_ELEMENTS
             rtol, atol = (0.0, 5e-3) if is_rounded else (1e-3, 1e-6)
             if name not in before or not torch.allclose(value, before[name], rtol, atol):
                 found.add(re.sub(r"\.(layers|blocks|word|norm|weight|bias).*", "", name))
