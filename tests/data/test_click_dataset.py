@@ -22,7 +22,6 @@ from tokenize_anything.data.click_dataset import (
     ClickBatch,
     ClickDataset,
     ClickSamplingConfig,
-    join_clicks,
     masked_regions,
     repeat_crowded,
 )
@@ -229,13 +228,13 @@ def test_a_photo_alone_equals_a_photo_in_a_batch(folder: Path, num_workers: int)
     sampler = EpochSampler(len(dataset))
     keys = [key for key, _ in zip(sampler, range(9), strict=False)]
     loader = DataLoader(
-        dataset, 3, sampler=sampler, collate_fn=join_clicks, num_workers=num_workers
+        dataset, 3, sampler=sampler, collate_fn=ClickBatch.join, num_workers=num_workers
     )
     batches: Sequence[ClickBatch] = [batch for batch, _ in zip(loader, range(3), strict=False)]
     for step, batch in enumerate(batches):
         assert len(batch) == 3 * CLICKS
         some = keys[3 * step : 3 * step + 3]
-        assert_same(batch, join_clicks([make_dataset(folder)[key] for key in some]))
+        assert_same(batch, ClickBatch.join([make_dataset(folder)[key] for key in some]))
 
 
 def test_rare_texts_are_clicked_more_often(folder: Path) -> None:

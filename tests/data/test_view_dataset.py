@@ -20,7 +20,6 @@ from tokenize_anything.data.view_dataset import (
     ViewBatch,
     ViewDataset,
     ViewSamplingConfig,
-    join_views,
 )
 
 SIDE = 96
@@ -120,7 +119,7 @@ def test_workers_change_nothing(folder: Path) -> None:
     def batches(num_workers: int) -> Sequence[ViewBatch]:
         dataset = make_dataset(folder)
         loader = DataLoader(
-            dataset, 3, sampler=EpochSampler(len(dataset)), collate_fn=join_views,
+            dataset, 3, sampler=EpochSampler(len(dataset)), collate_fn=ViewBatch.join,
             num_workers=num_workers,
         )  # fmt: skip
         return [batch for batch, _ in zip(loader, range(3), strict=False)]

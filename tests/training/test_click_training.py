@@ -26,7 +26,7 @@ from tokenize_anything.checkpoints import save_model
 from tokenize_anything.cli import main
 from tokenize_anything.click_windows import coords_in_windows
 from tokenize_anything.companions import Companions
-from tokenize_anything.data.click_dataset import ClickBatch, ClickSamplingConfig, join_clicks
+from tokenize_anything.data.click_dataset import ClickBatch, ClickSamplingConfig
 from tokenize_anything.data.prompt_sampling import PromptSamplingConfig, SampledPrompts
 from tokenize_anything.modeling import TAP, ClickOutputs
 from tokenize_anything.modeling.click_segmenter import NUM_WINDOWS
@@ -237,7 +237,7 @@ def test_later_clicks_lie_where_they_should(make_config: Any, interactive: float
     with torch.no_grad():
         trainer.part.mask_head.bias.fill_(1e4)  # all is region
     trainer.part.train()
-    batch = join_clicks([trainer.dataset[0, index] for index in range(3)])
+    batch = ClickBatch.join([trainer.dataset[0, index] for index in range(3)])
     truth, counts = home_masks(batch), set()
     before = {name: value.clone() for name, value in trainer.part.state_dict().items()}
     for step, prompts in enumerate(draw_steps(trainer, batch, 12)):
@@ -267,7 +267,7 @@ def test_corrections_are_of_the_mask_in_the_home_window(make_config: Any, is_reg
             second_stage_probability=1.0, prompts=PromptSamplingConfig(interactive_probability=1.0)
         )
     )
-    batch = join_clicks([trainer.dataset[0, index] for index in range(3)])
+    batch = ClickBatch.join([trainer.dataset[0, index] for index in range(3)])
     count = len(batch)
     logits = torch.full((count, NUM_WINDOWS, SIDE // 2, SIDE // 2), -1.0 if is_region else 1.0)
     logits[torch.arange(count), batch.home] *= -1
@@ -289,7 +289,7 @@ def test_prompts_of_the_home_window_reach_all_windows(
             second_stage_probability=1.0, prompts=PromptSamplingConfig(interactive_probability=0.0)
         )
     )
-    batch = join_clicks([trainer.dataset[0, index] for index in range(2)])
+    batch = ClickBatch.join([trainer.dataset[0, index] for index in range(2)])
     assert len(set(batch.home.tolist())) > 1
     pixels = torch.zeros(len(batch), NUM_WINDOWS, 3, SIDE, SIDE)
     prompts = trainer._draw_prompts(batch, pixels, torch.Generator().manual_seed(0))

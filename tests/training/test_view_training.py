@@ -29,7 +29,6 @@ from tokenize_anything.data.prompt_sampling import (
 )
 from tokenize_anything.data.view_dataset import ViewBatch, ViewSamplingConfig
 from tokenize_anything.modeling import ViewOutputs
-from tokenize_anything.training import view_training
 from tokenize_anything.training.config import DataConfig, load_config, save_config
 from tokenize_anything.training.optimizer import OptimizerConfig
 from tokenize_anything.training.part_training import choose_records
@@ -227,7 +226,7 @@ def test_each_kind_of_prompt_is_drawn(make_config: Any) -> None:
     trainer = ViewTrainer(make_config(), embed_by_hash)
     with torch.no_grad():
         trainer.part.mask_head.bias.fill_(9.0)  # all is region, so corrections say otherwise
-    batch = view_training.join_views([trainer.dataset[0, index] for index in range(3)])
+    batch = ViewBatch.join([trainer.dataset[0, index] for index in range(3)])
     pixels = torch.zeros(len(batch), 3, SIDE, SIDE)
     kinds = set()
     before = {name: value.clone() for name, value in trainer.part.state_dict().items()}

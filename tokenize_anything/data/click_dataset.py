@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from tokenize_anything.click_windows import list_windows
 from tokenize_anything.config import PixelConfig
 from tokenize_anything.data.augment import draw_log_uniform, jitter_colour
 from tokenize_anything.data.region_dataset import decode_region, read_image, text_weight
+from tokenize_anything.data.row_batches import RowBatch
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, TextTable
 from tokenize_anything.geometry import innermost_point
 from tokenize_anything.image_transform import pixel_padding
@@ -55,7 +54,7 @@ class ClickSamplingConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class ClickBatch:
+class ClickBatch(RowBatch):
     """R clicks in P windows of v×v pixels each, the largest window first.
 
     images: (R,P,v,v,3) uint8 RGB.
@@ -73,12 +72,6 @@ class ClickBatch:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def to(self, device: torch.device) -> ClickBatch:
-        """The same batch on another device."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        moved = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
-        return ClickBatch(**(values | moved))
 
 
 @dataclass(eq=False)
@@ -125,7 +118,7 @@ class ClickDataset(Dataset[ClickBatch]):
         power = self.sampling.rarity_power
         weights = np.array([text_weight(region, self.texts, power) for region in regions])
         picks = rng.choice(len(regions), self.sampling.clicks_per_image, p=weights / weights.sum())
-        return join_clicks([self._draw(record, int(pick), rng) for pick in picks])
+        return ClickBatch.join([self._draw(record, int(pick), rng) for pick in picks])
 
     def _draw(self, record: ImageRecord, pick: int, rng: np.random.Generator) -> ClickBatch:
         image, key = self._photos[record.path], (record.path, pick)
@@ -205,16 +198,6 @@ def repeat_crowded(records: Sequence[ImageRecord], clicks_per_image: int) -> lis
 def masked_regions(record: ImageRecord) -> list[RegionAnnotation]:
     """Regions of a photo with a mask that are not the whole photo."""
     return [r for r in record.regions if r.rle is not None and not r.is_whole_image]
-
-
-def join_clicks(batches: Sequence[ClickBatch]) -> ClickBatch:
-    """All clicks of some batches, in order."""
-    values: dict[str, Any] = {}
-    for one in dataclasses.fields(ClickBatch):
-        parts = [getattr(batch, one.name) for batch in batches]
-        is_tensor = isinstance(parts[0], Tensor)
-        values[one.name] = torch.cat(parts) if is_tensor else sum(parts, ())
-    return ClickBatch(**values)
 
 
 def _decode(record: ImageRecord, region: RegionAnnotation) -> np.ndarray:

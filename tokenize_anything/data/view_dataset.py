@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from tokenize_anything.data.augment import (
     place_window,
 )
 from tokenize_anything.data.region_dataset import decode_region, read_image, text_weight
+from tokenize_anything.data.row_batches import RowBatch
 from tokenize_anything.data.samples import ImageRecord, RegionAnnotation, TextTable
 from tokenize_anything.geometry import innermost_point, masks_to_boxes, zoom_window
 
@@ -77,7 +77,7 @@ class ViewSamplingConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class ViewBatch:
+class ViewBatch(RowBatch):
     """R views of v×v pixels, one region in each, in the frame of the view.
 
     images: (R,v,v,3) uint8 RGB.
@@ -103,12 +103,6 @@ class ViewBatch:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def to(self, device: torch.device) -> ViewBatch:
-        """The same batch on another device."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        moved = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
-        return ViewBatch(**(values | moved))
 
 
 @dataclass(eq=False)
@@ -155,7 +149,7 @@ class ViewDataset(Dataset[ViewBatch]):
         count = self.sampling.views_per_image
         picks = rng.choice(len(regions), count, p=weights / weights.sum())
         views = [self._draw_view(self._cache[index], record, regions[i], rng) for i in picks]
-        return join_views(views)
+        return ViewBatch.join(views)
 
     def _weight(self, region: RegionAnnotation) -> float:
         weight = self.sampling.box_only_weight if region.rle is None else 1.0
@@ -224,16 +218,6 @@ def image_window(image: np.ndarray, crop: Crop) -> np.ndarray:
     """The part (h,w,3) of an image that a crop shows, a copy."""
     x0, y0, x1, y1 = crop.source_xyxy
     return np.ascontiguousarray(image[y0:y1, x0:x1])
-
-
-def join_views(batches: Sequence[ViewBatch]) -> ViewBatch:
-    """All views of some batches, in order."""
-    values: dict[str, Any] = {}
-    for one in dataclasses.fields(ViewBatch):
-        parts = [getattr(batch, one.name) for batch in batches]
-        is_tensor = isinstance(parts[0], Tensor)
-        values[one.name] = torch.cat(parts) if is_tensor else sum(parts, ())
-    return ViewBatch(**values)
 
 
 def _draw_click(

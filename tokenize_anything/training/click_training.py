@@ -7,23 +7,21 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from tokenize_anything.click_windows import coords_in_windows
 from tokenize_anything.config import PointLabel
 from tokenize_anything.data.click_dataset import (
     ClickBatch,
     ClickDataset,
-    join_clicks,
     masked_regions,
     repeat_crowded,
 )
-from tokenize_anything.data.epoch_sampler import EpochSampler
 from tokenize_anything.data.prompt_sampling import PADDING_COORD, PromptSampler, SampledPrompts
 from tokenize_anything.image_transform import normalize_pixels
 from tokenize_anything.modeling import TAP, ViewSegmenter
 from tokenize_anything.modeling.click_segmenter import NUM_WINDOWS, ClickOutputs, ClickSegmenter
 from tokenize_anything.training.click_config import ClickConfig
+from tokenize_anything.training.epoch_loader import load_epochs
 from tokenize_anything.training.outline_losses import outline_losses
 from tokenize_anything.training.part_training import PartTrainer, choose_records, start_model
 from tokenize_anything.training.step_draws import StepDraws
@@ -70,17 +68,10 @@ class ClickTrainer(PartTrainer[ClickConfig, ClickBatch]):
     def batches(self) -> Iterator[ClickBatch]:
         """Clicks on `batch_size` photos a step, in another order each epoch."""
         config = self.config
-        start = self.step * config.batch_size
-        loader: DataLoader[ClickBatch] = DataLoader(
-            self.dataset,
-            batch_size=config.batch_size,
-            sampler=EpochSampler(len(self.dataset), seed=config.seed, start=start),
-            collate_fn=join_clicks,
-            num_workers=config.num_workers,
-            prefetch_factor=4 if config.num_workers else None,
-            generator=torch.Generator(),
-        )
-        return iter(loader)
+        return load_epochs(
+            self.dataset, ClickBatch, batch_size=config.batch_size, seed=config.seed,
+            step=self.step, num_workers=config.num_workers,
+        )  # fmt: skip
 
     def names_of(self, batch: ClickBatch) -> Sequence[str]:
         """Names of the photos."""

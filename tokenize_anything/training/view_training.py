@@ -7,20 +7,19 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from tokenize_anything.config import PointLabel
-from tokenize_anything.data.epoch_sampler import EpochSampler
 from tokenize_anything.data.prompt_sampling import (
     PADDING_COORD,
     PromptSampler,
     SampledPrompts,
 )
-from tokenize_anything.data.view_dataset import ViewBatch, ViewDataset, join_views
+from tokenize_anything.data.view_dataset import ViewBatch, ViewDataset
 from tokenize_anything.image_transform import normalize_pixels
 from tokenize_anything.modeling import TAP, ViewOutputs
 from tokenize_anything.training import losses
 from tokenize_anything.training.concept_teacher import has_text
+from tokenize_anything.training.epoch_loader import load_epochs
 from tokenize_anything.training.outline_losses import outline_losses
 from tokenize_anything.training.part_training import (
     PartTrainer,
@@ -58,17 +57,10 @@ class ViewTrainer(PartTrainer[ViewConfig, ViewBatch]):
     def batches(self) -> Iterator[ViewBatch]:
         """Views of `batch_size` photos a step, in another order each epoch."""
         config = self.config
-        start = self.step * config.batch_size
-        loader: DataLoader[ViewBatch] = DataLoader(
-            self.dataset,
-            batch_size=config.batch_size,
-            sampler=EpochSampler(len(self.dataset), seed=config.seed, start=start),
-            collate_fn=join_views,
-            num_workers=config.num_workers,
-            prefetch_factor=4 if config.num_workers else None,
-            generator=torch.Generator(),
-        )
-        return iter(loader)
+        return load_epochs(
+            self.dataset, ViewBatch, batch_size=config.batch_size, seed=config.seed,
+            step=self.step, num_workers=config.num_workers,
+        )  # fmt: skip
 
     def names_of(self, batch: ViewBatch) -> Sequence[str]:
         """Names of the photos."""
