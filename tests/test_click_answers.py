@@ -69,7 +69,7 @@ def networks_of(predictor: TAPPredictor) -> tuple[ClickSegmenter, ViewSegmenter]
 
 
 def all_clicks() -> PointPrompts:
-    """One to four clicks, a sketch, one at a corner of the photo; a row each."""
+    """One to four clicks, a sketch, some at corners of the photo; a row each."""
     drawn = np.zeros((HEIGHT, WIDTH), bool)
     drawn[40:81, 100:141] = True
     return PointPrompts.concatenate(
@@ -78,6 +78,7 @@ def all_clicks() -> PointPrompts:
             PointPrompts.from_points([[[101, 67], [60, 20]]], [[1, 0]]),
             PointPrompts.from_points([[[140, 90], [150, 99], [117, 83], [31, 7]]], [[1, 1, 1, 0]]),
             PointPrompts.from_masks(drawn),
+            PointPrompts.from_points([[[103, 66], [117, 83], [40, 12]]], [[1, 1, 0]]),
             PointPrompts.from_points([[0, 0], [WIDTH, HEIGHT], [17, 130]]),
             PointPrompts.from_points([[[80, 31], [9, 9]]], [[0, 1]]),
         ]
@@ -102,7 +103,7 @@ def mixed_prompts() -> PointPrompts:
 
 def test_clicked_rows_are_those_with_a_foreground_click_and_no_box() -> None:
     found = clicked_rows(mixed_prompts())
-    assert found.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert found.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert clicked_rows(PointPrompts.from_boxes([SMALL])).tolist() == []
     assert clicked_rows(PointPrompts.from_points(np.zeros((0, 2)))).tolist() == []
     pads = PointPrompts(np.zeros((1, 2, 2)), np.full((1, 2), 4))

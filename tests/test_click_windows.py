@@ -29,7 +29,7 @@ def clicks_of(image_hw: tuple[int, int]) -> list[tuple[int, int]]:
 # --- windows ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("image_hw", SIZES_HW)
+@pytest.mark.parametrize("image_hw", [*SIZES_HW, (7, 11)])
 @pytest.mark.parametrize("scale", [1.0, 1.25])
 def test_each_window_is_half_as_large_around_the_same_pixel(
     image_hw: tuple[int, int], scale: float

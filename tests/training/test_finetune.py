@@ -132,7 +132,8 @@ def test_one_file_with_the_new_names_and_captions(folder: Path, tmp_path: Path) 
 def test_a_namer_learns_the_names_too(
     folder: Path, tmp_path: Path, freeze: tuple[str, ...]
 ) -> None:
-    config = tiny_config(zoom=0.5, view_dim=2, view_size=32, namer_size=32)
+    views = {"view_dim": 2, "view_size": 32, "namer_size": 32, "wide_size": 32, "click_size": 64}
+    config = tiny_config(zoom=0.5, **views)
     tensors, metadata = Companions(tiny_vocabulary(config=config), tiny_tokenizer(), SPACE).pack()
     start = save_model(
         tiny_tap(config), tmp_path / "start.safetensors", metadata=metadata, extra_tensors=tensors
@@ -145,6 +146,7 @@ def test_a_namer_learns_the_names_too(
     assert moved == {"prompt_encoder", "image_decoder"} | learnt
     assert (tmp_path / "out" / "names").is_dir() == bool(learnt)
     predictor = TAPPredictor.from_pretrained(report.model_path, device="cpu")
+    assert predictor.model.config == config
     found = predictor.predict_mask_concept_caption(
         str(folder / "images" / "0.png"), boxes=[[5, 7, 25, 24]], captions=False
     )
