@@ -11,6 +11,10 @@ from enum import IntEnum
 from typing import Any, Literal
 
 NUM_MASK_SLOTS = 4
+# fields of TAPConfig that are no positive integers
+_NOT_SIZES = (
+    "pixels", "zoom", "view_dim", "view_corrects", "namer_size", "wide_size", "click_size",
+)  # fmt: skip
 
 
 class PointLabel(IntEnum):
@@ -53,10 +57,11 @@ class TAPConfig:
     the start token. `zoom` is how large a small region appears in a second view (see `zooming`), as
     a share of the view's side; 0 for models that look once. `view_dim` is the width of the network
     that outlines regions in views of `view_size` pixels (`modeling.view_segmenter`), 0 for none;
-    `namer_size` the side of the views of another one of that width that names them
-    (`modeling.view_namer`), 0 for none; `wide_size` the side of a second, wider view of that one,
-    0 for none. `click_size` is the side of the windows of a network of that width that answers
-    clicks (`modeling.click_segmenter`), 0 for none.
+    `view_corrects` says whether it is shown the mask that clicks correct. `namer_size` is the side
+    of the views of another one of that width that names regions (`modeling.view_namer`), 0 for
+    none; `wide_size` the side of a second, wider view of that one, 0 for none. `click_size` is the
+    side of the windows of a network of that width that answers clicks
+    (`modeling.click_segmenter`), 0 for none.
     """
 
     image_size: int = 1024
@@ -78,6 +83,7 @@ class TAPConfig:
     zoom: float = 0.0
     view_dim: int = 0
     view_size: int = 128
+    view_corrects: bool = False
     namer_size: int = 0
     wide_size: int = 0
     click_size: int = 0
@@ -98,7 +104,7 @@ class TAPConfig:
         return {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("pixels", "zoom", "view_dim", "namer_size", "wide_size", "click_size")
+            if f.name not in _NOT_SIZES
         }
 
     def _cross_field_problems(self) -> list[str]:
@@ -121,6 +127,9 @@ class TAPConfig:
             (type(self.view_dim) is int and self.view_dim >= 0,
              f"view_dim must be a whole number of at least 0, got {self.view_dim!r}"),
             (self.view_size % 32 == 0, f"view_size must be a multiple of 32, got {self.view_size}"),
+            (type(self.view_corrects) is bool and (bool(self.view_dim) or not self.view_corrects),
+             f"view_corrects must be False where view_dim is 0, and True or False elsewhere, got "
+             f"{self.view_corrects!r}"),
             (type(self.namer_size) is int and self.namer_size >= 0 and self.namer_size % 32 == 0,
              f"namer_size must be 0 or a multiple of 32, got {self.namer_size!r}"),
             (not self.namer_size or bool(self.view_dim),

@@ -9,8 +9,9 @@ import pytest
 
 from tests.evaluation.tiny_truth import Oracle, coin_flips, edit, write_truth
 from tests.tiny_predictor import tiny_predictor
+from tokenize_anything.corrective_clicks import next_click
 from tokenize_anything.evaluation.baselines import disc_at
-from tokenize_anything.evaluation.clicks import click_and_refine, evaluate_clicks, next_click
+from tokenize_anything.evaluation.clicks import click_and_refine, evaluate_clicks
 from tokenize_anything.evaluation.rule_predictor import RulePredictor
 from tokenize_anything.evaluation.runner import RunnerConfig
 from tokenize_anything.prompts import PointPrompts

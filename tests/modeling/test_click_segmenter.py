@@ -20,7 +20,7 @@ from tokenize_anything.modeling.click_segmenter import (
     SHARED_LEVELS,
     WindowExchange,
 )
-from tokenize_anything.training.click_training import start_from_segmenter
+from tokenize_anything.training.part_training import copy_shared
 
 SIDE, COUNT = 64, 3
 CONFIG = tiny_config(view_dim=5, click_size=SIDE)
@@ -106,7 +106,7 @@ def test_a_new_network_says_of_each_window_what_a_view_segmenter_says() -> None:
     """With weights of that, and nothing to tell between windows yet."""
     segmenter = randomize(ViewSegmenter(CONFIG)).eval()
     network = ClickSegmenter(CONFIG).eval()
-    start_from_segmenter(network, segmenter)
+    copy_shared(network, segmenter)
     pixels, coords, labels = make_prompts()
     for mirrored in (False, True):
         found = network(pixels, coords, labels, mirrored=mirrored)

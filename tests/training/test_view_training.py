@@ -231,7 +231,7 @@ def test_each_kind_of_prompt_is_drawn(make_config: Any) -> None:
     kinds = set()
     before = {name: value.clone() for name, value in trainer.part.state_dict().items()}
     for trainer.step in range(12):
-        prompts = trainer._draw_prompts(batch, pixels, torch.Generator().manual_seed(0))
+        prompts, _ = trainer._draw_prompts(batch, pixels, torch.Generator().manual_seed(0))
         kinds.add((prompts.labels.shape[1] > 2, bool((prompts.labels == 0).any())))
     assert kinds == {(False, False), (True, False), (True, True)}
     for name, value in trainer.part.state_dict().items():

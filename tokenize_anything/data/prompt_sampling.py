@@ -153,14 +153,20 @@ class PromptSampler:
         """
         if count is None:
             count = self._draw_count(1, self.config.max_corrections, generator)
+        clicks, labels = self.draw_errors(predicted, masks, generator, count)
+        return self._append(first, clicks, labels)
+
+    def draw_errors(
+        self, predicted: Tensor, masks: Tensor, generator: Generators, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """The clicks (R,count,2) of `corrections` alone, and their labels (R,count)."""
         errors = predicted ^ masks
         has_error = errors.flatten(1).any(dim=1)
         source = torch.where(has_error[:, None, None], errors, masks)
         positions = sample_mask_pixels(source, count, generator)
         clicks = pixels_to_coords(positions, masks.shape[-1], self.image_size)
         labels = masks.flatten(1).gather(1, positions).long()
-        clicks, labels = _pad_rows(~source.flatten(1).any(dim=1), clicks, labels)
-        return self._append(first, clicks, labels)
+        return _pad_rows(~source.flatten(1).any(dim=1), clicks, labels)
 
     def clicks(
         self, masks: Tensor, generator: Generators, count: int | None = None

@@ -86,14 +86,21 @@ class ViewSegmenter(ViewEncoder):
     """Pixels and prompt of each view to a mask, its IoU score and a semantic embedding."""
 
     def __init__(self, config: TAPConfig) -> None:
-        super().__init__(config.view_dim, NUM_PROMPT_MAPS)
+        super().__init__(config.view_dim, NUM_PROMPT_MAPS + int(config.view_corrects))
+        self.corrects = config.view_corrects
         self.up = nn.ModuleList(conv_norm(a + b, a) for a, b in itertools.pairwise(self.dims))
         self.mask_head = nn.Conv2d(config.view_dim, 1, 1)
         self.iou_head = PredictionHead(self.pooled_dim, HEAD_DIM, 1)
         self.semantic_head = PredictionHead(self.pooled_dim, HEAD_DIM, config.semantic_dim)
 
     def forward(
-        self, pixels: Tensor, coords_xy: Tensor, labels: Tensor, *, mirrored: bool = False
+        self,
+        pixels: Tensor,
+        coords_xy: Tensor,
+        labels: Tensor,
+        masks: Tensor | None = None,
+        *,
+        mirrored: bool = False,
     ) -> ViewOutputs:
         """Outline one region in each view.
 
@@ -101,9 +108,14 @@ class ViewSegmenter(ViewEncoder):
             pixels: (R,3,v,v) normalised, v a multiple of 32.
             coords_xy: (R,N,2) pixels of the view.
             labels: (R,N) point labels 0..4.
+            masks: (R,v,v) in [0, 1], what the clicks correct, for a network that `corrects`; empty
+                ones, or None, where there is nothing to correct.
             mirrored: look at everything flipped left to right, and flip the masks back.
         """
         maps = draw_prompt_maps(coords_xy, labels, pixels.shape[-1])
+        if self.corrects:
+            masks = torch.zeros_like(maps[:, 0]) if masks is None else masks.to(maps.dtype)
+            maps = torch.cat([maps, masks[:, None]], dim=1)
         if mirrored:
             pixels, maps = pixels.flip(-1), maps.flip(-1)
         levels = decode_levels(self.up, self.encode(pixels, maps))

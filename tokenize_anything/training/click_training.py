@@ -18,12 +18,17 @@ from tokenize_anything.data.click_dataset import (
 )
 from tokenize_anything.data.prompt_sampling import PADDING_COORD, PromptSampler, SampledPrompts
 from tokenize_anything.image_transform import normalize_pixels
-from tokenize_anything.modeling import TAP, ViewSegmenter
-from tokenize_anything.modeling.click_segmenter import NUM_WINDOWS, ClickOutputs, ClickSegmenter
+from tokenize_anything.modeling import TAP
+from tokenize_anything.modeling.click_segmenter import NUM_WINDOWS, ClickOutputs
 from tokenize_anything.training.click_config import ClickConfig
 from tokenize_anything.training.epoch_loader import load_epochs
 from tokenize_anything.training.outline_losses import outline_losses
-from tokenize_anything.training.part_training import PartTrainer, choose_records, start_model
+from tokenize_anything.training.part_training import (
+    PartTrainer,
+    choose_records,
+    copy_shared,
+    start_model,
+)
 from tokenize_anything.training.step_draws import StepDraws
 from tokenize_anything.training.training_data import TrainingData
 
@@ -45,7 +50,7 @@ class ClickTrainer(PartTrainer[ClickConfig, ClickBatch]):
         model, goes_on = start_model(self.config, self.PART, click_size=self.config.click_size)
         assert model.click_segmenter is not None and model.view_segmenter is not None
         if not goes_on and not self.config.fresh:
-            start_from_segmenter(model.click_segmenter, model.view_segmenter)
+            copy_shared(model.click_segmenter, model.view_segmenter)
         return model
 
     def prepare(self, data: TrainingData) -> None:
@@ -155,12 +160,3 @@ def window_losses(outputs: ClickOutputs, batch: ClickBatch) -> tuple[dict[str, T
     ious = ious.unflatten(0, (-1, NUM_WINDOWS))
     parts["iou"] = (outputs.iou_scores - ious).square().mean()
     return parts, ious
-
-
-@torch.no_grad()
-def start_from_segmenter(network: ClickSegmenter, segmenter: ViewSegmenter) -> None:
-    """Copy what both networks have."""
-    source = segmenter.state_dict()
-    for name, value in network.state_dict().items():
-        if name in source:
-            value.copy_(source[name])

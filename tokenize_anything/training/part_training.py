@@ -219,6 +219,21 @@ def start_model(config: PartConfig, part: str, **sizes: Any) -> tuple[TAP, bool]
     return model, goes_on
 
 
+@torch.no_grad()
+def copy_shared(network: nn.Module, source: nn.Module) -> None:
+    """Copy the weights that two networks for views both have.
+
+    Where one has more maps beside the pixels, these are the last; they say nothing at first.
+    """
+    theirs = source.state_dict()
+    for name, value in network.state_dict().items():
+        if name == "stem.0.weight":
+            shared = min(value.shape[1], theirs[name].shape[1])
+            value.zero_()[:, :shared] = theirs[name][:, :shared]
+        elif name in theirs:
+            value.copy_(theirs[name])
+
+
 def choose_records(records: Sequence[ImageRecord], max_images: int) -> list[ImageRecord]:
     """Photos with regions of their own, at most `max_images` of them, 0 for all.
 

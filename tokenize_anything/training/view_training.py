@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenize_anything.build import load_model
 from tokenize_anything.config import PointLabel
 from tokenize_anything.data.prompt_sampling import (
     PADDING_COORD,
@@ -20,10 +21,16 @@ from tokenize_anything.modeling import TAP, ViewOutputs
 from tokenize_anything.training import losses
 from tokenize_anything.training.concept_teacher import has_text
 from tokenize_anything.training.epoch_loader import load_epochs
+from tokenize_anything.training.mask_corrections import (
+    choose_rows,
+    correct_masks,
+    replace_rows,
+)
 from tokenize_anything.training.outline_losses import outline_losses
 from tokenize_anything.training.part_training import (
     PartTrainer,
     choose_records,
+    copy_shared,
     mean_where,
     start_model,
 )
@@ -41,8 +48,15 @@ class ViewTrainer(PartTrainer[ViewConfig, ViewBatch]):
     def start_model(self) -> TAP:
         """The model of `init_from` with a segmenter of the configuration's width, in float32."""
         config = self.config
-        sizes = {"view_dim": config.view_dim, "view_size": config.view_size}
-        return start_model(config, self.PART, **sizes)[0]
+        names = ("view_dim", "view_size", "view_corrects")
+        sizes = {name: getattr(config, name) for name in names}
+        model, goes_on = start_model(config, self.PART, **sizes)
+        segmenter = model.view_segmenter
+        source = load_model(config.init_from, device="cpu", dtype="float32").view_segmenter
+        assert segmenter is not None
+        if not goes_on and not config.fresh and source and source.dims == segmenter.dims:
+            copy_shared(segmenter, source)
+        return model
 
     def prepare(self, data: TrainingData) -> None:
         """Views of all photos with regions."""
@@ -71,8 +85,8 @@ class ViewTrainer(PartTrainer[ViewConfig, ViewBatch]):
         config, batch = self.config, batch.to(self.device)
         pixels = normalize_pixels(batch.images, self.model.config.pixels)
         generator = torch.Generator(self.device).manual_seed(self.step_seed())
-        prompts = self._draw_prompts(batch, pixels, generator)
-        outputs = self._segment(pixels, prompts)
+        prompts, shown = self._draw_prompts(batch, pixels, generator)
+        outputs = self._segment(pixels, prompts, shown)
         teacher = self.teacher.log_probs(batch.text_index)
         student = self.teacher.vocabulary.log_probs(outputs.semantic_embeddings.float())
         parts = mask_losses(outputs, batch)
@@ -87,33 +101,61 @@ class ViewTrainer(PartTrainer[ViewConfig, ViewBatch]):
         )
         return total, {name: value.detach() for name, value in parts.items()}
 
-    def _segment(self, pixels: Tensor, prompts: SampledPrompts) -> ViewOutputs:
+    def _segment(
+        self, pixels: Tensor, prompts: SampledPrompts, shown: Tensor | None = None
+    ) -> ViewOutputs:
         with self.autocast():
-            outputs: ViewOutputs = self.part(pixels, prompts.coords_xy, prompts.labels)
+            outputs: ViewOutputs = self.part(pixels, prompts.coords_xy, prompts.labels, shown)
         return outputs
 
     def _draw_prompts(
         self, batch: ViewBatch, pixels: Tensor, generator: torch.Generator
-    ) -> SampledPrompts:
-        """Boxes or clicks; in some steps clicks on the truth for the boxes, or corrections."""
+    ) -> tuple[SampledPrompts, Tensor | None]:
+        """Boxes or clicks; in some steps clicks on the truth for the boxes, or corrections.
+
+        Returns:
+            the prompts, and the masks (R,v,v) that they correct, if they correct any.
+        """
         config = self.config
         draws = StepDraws.at(
             config.seed, self.step, config.prompts, config.second_stage_probability
         )
         first = first_prompts(batch, self.sampler, generator)
         if not draws.has_second_stage:
-            return first
-        if draws.is_interactive:
-            self.part.eval()  # the running statistics take in each photo once
+            return first, None
+        if not draws.is_interactive:
+            clicks = self.sampler.clicks(batch.masks, generator, draws.num_clicks)
+            return replace_boxes(first, clicks), None
+        self.part.eval()  # the running statistics take in each photo once
+        drawn = self._correct(batch, pixels, first, generator, draws.num_clicks)
+        self.part.train()
+        return drawn
+
+    def _correct(
+        self,
+        batch: ViewBatch,
+        pixels: Tensor,
+        first: SampledPrompts,
+        generator: torch.Generator,
+        num_clicks: int,
+    ) -> tuple[SampledPrompts, Tensor | None]:
+        if not self.config.view_corrects:
             with torch.no_grad():
                 logits = self._segment(pixels, first).mask_logits.float()
-            self.part.train()
             found = F.interpolate(logits[:, None], size=batch.masks.shape[-2:], mode="bilinear")
-            return self.sampler.corrections(
-                first, found[:, 0] > 0, batch.masks, generator, draws.num_clicks
-            )
-        clicks = self.sampler.clicks(batch.masks, generator, draws.num_clicks)
-        return replace_boxes(first, clicks)
+            found = found[:, 0] > 0
+            return self.sampler.corrections(first, found, batch.masks, generator, num_clicks), None
+        coins = torch.rand(len(batch), generator=generator, device=self.device)
+        rows = batch.has_mask & (~first.is_box | (coins < 0.5))
+        shown = torch.zeros(batch.masks.shape, device=self.device)
+        if not rows.any():
+            return first, shown
+        corrected, shown[rows] = correct_masks(
+            lambda prompts, masks: self._segment(pixels[rows], prompts, masks).mask_logits,
+            choose_rows(first, rows), batch.masks[rows], generator, sampler=self.sampler,
+            num_clicks=num_clicks,
+        )  # fmt: skip
+        return replace_rows(first, rows, corrected), shown
 
 
 def first_prompts(
