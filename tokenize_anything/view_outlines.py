@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from tokenize_anything.image_transform import restore_masks
+from tokenize_anything.image_transform import ImageFrame, restore_masks
 from tokenize_anything.modeling import TAP, ViewOutputs
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.views import PreparedViews, View, prepare_views, view_points
@@ -60,11 +62,32 @@ def show_views(
         yield some, seen.to(model.device, model.dtype)
 
 
+def show_masks(
+    masks: Mapping[int, NDArray[np.bool_]], views: Sequence[View], frames: Sequence[ImageFrame]
+) -> Tensor:
+    """What views show of masks (H,W) of the photo, by the row of the prompt; empty without one.
+
+    Returns:
+        (V,S,S) float32 in [0, 1], scaled and padded as the pixels are.
+    """
+    side = frames[0].padded_size
+    shown = np.zeros((len(views), side, side), np.uint8)
+    for target, view, frame in zip(shown, views, frames, strict=True):
+        if view.row in masks:
+            x0, y0, x1, y1 = view.window_xyxy
+            window = Image.fromarray(masks[view.row][y0:y1, x0:x1].astype(np.uint8) * np.uint8(255))
+            height, width = frame.scaled_hw
+            scaled = window.resize((width, height), Image.Resampling.BILINEAR)
+            target[:height, :width] = np.asarray(scaled)
+    return torch.from_numpy(shown).float() / 255
+
+
 def outline_regions(
     model: TAP,
     rgb: NDArray[np.uint8],
     prompts: PointPrompts,
     extents: Mapping[int, NDArray[np.floating]],
+    corrected: Mapping[int, NDArray[np.bool_]] | None = None,
 ) -> Iterator[Outline]:
     """Outline the regions of prompts, `VIEWS_AT_ONCE` at a time, in order.
 
@@ -74,11 +97,13 @@ def outline_regions(
         prompts: original pixels, checked to lie in the photo.
         extents: points (N,2) that the region of a prompt reaches to, by the prompt's row; the
             others are left out.
+        corrected: masks (H,W) that prompts correct, by row, for a segmenter that is shown them.
     """
     assert model.view_segmenter is not None
     image_hw = (rgb.shape[0], rgb.shape[1])
     for some, seen in show_views(model, rgb, prompts, extents):
-        asked = seen.pixels, seen.coords_xy, seen.labels
+        masks = show_masks(corrected or {}, some, seen.frames).to(model.device)
+        asked = seen.pixels, seen.coords_xy, seen.labels, masks
         outputs = ViewOutputs.mean(
             [model.view_segmenter(*asked, mirrored=mirrored) for mirrored in (False, True)]
         )

@@ -14,6 +14,7 @@ from tokenize_anything.config import PointLabel, TAPConfig
 from tokenize_anything.modeling import TAP, ViewOutputs, ViewSegmenter
 from tokenize_anything.modeling.view_encoder import pool_levels
 from tokenize_anything.modeling.view_segmenter import CLICK_RADIUS, draw_prompt_maps
+from tokenize_anything.training.part_training import copy_shared
 
 SIDE = 96
 CONFIG = tiny_config(view_dim=5, view_size=SIDE)
@@ -137,6 +138,52 @@ def test_mirrored_equals_mirrored_photos_and_prompts(segmenter: ViewSegmenter) -
     mean = ViewOutputs.mean([plain, found])
     torch.testing.assert_close(mean.mask_logits, (plain.mask_logits + found.mask_logits) / 2)
     torch.testing.assert_close(mean.iou_scores, (plain.iou_scores + found.iou_scores) / 2)
+
+
+@pytest.fixture(scope="module")
+def corrector() -> ViewSegmenter:
+    return randomize(ViewSegmenter(tiny_config(view_dim=5, view_size=SIDE, view_corrects=True)))
+
+
+def test_a_mask_to_correct_is_heard(corrector: ViewSegmenter) -> None:
+    """An empty one is none; mirrored, it is mirrored; alone, it is as in a batch."""
+    network, asked = corrector.eval(), pixels_and_prompts(3)
+    masks = torch.zeros(3, SIDE, SIDE)
+    without = network(*asked)
+    torch.testing.assert_close(network(*asked, masks).mask_logits, without.mask_logits)
+    masks[1, 7:40, 11:30] = 1
+    shown = network(*asked, masks)
+    torch.testing.assert_close(shown.mask_logits[::2], without.mask_logits[::2])
+    assert not torch.allclose(shown.mask_logits[1], without.mask_logits[1])
+    assert not torch.allclose(shown.iou_scores[1], without.iou_scores[1])
+    alone = network(*(values[1:2] for values in (*asked, masks)))
+    torch.testing.assert_close(alone.mask_logits[0], shown.mask_logits[1], rtol=1e-4, atol=1e-4)
+    pixels, coords, labels = (values[1:2].clone() for values in asked)  # a click and pads
+    flipped = coords.clone()
+    flipped[..., 0] = SIDE - 1 - coords[..., 0]
+    expected = network(pixels.flip(-1), flipped, labels, masks[1:2].flip(-1))
+    found = network(pixels, coords, labels, masks[1:2], mirrored=True)
+    torch.testing.assert_close(found.mask_logits, expected.mask_logits.flip(-1))
+
+
+def test_one_that_does_not_correct_is_not_shown_masks(segmenter: ViewSegmenter) -> None:
+    asked = pixels_and_prompts(3)
+    shown = segmenter(*asked, torch.ones(3, SIDE, SIDE))
+    torch.testing.assert_close(shown.mask_logits, segmenter(*asked).mask_logits)
+
+
+def test_what_two_networks_share_is_copied(
+    segmenter: ViewSegmenter, corrector: ViewSegmenter
+) -> None:
+    """To more maps and to fewer; the mask says nothing before training."""
+    asked, masks = pixels_and_prompts(3), torch.rand(3, SIDE, SIDE)
+    expected = segmenter(*asked).mask_logits
+    larger = randomize(ViewSegmenter(tiny_config(view_dim=5, view_size=SIDE, view_corrects=True)))
+    copy_shared(larger.eval(), segmenter)
+    torch.testing.assert_close(larger(*asked, masks).mask_logits, expected)
+    smaller = randomize(ViewSegmenter(CONFIG)).eval()
+    copy_shared(smaller, larger)
+    torch.testing.assert_close(smaller(*asked).mask_logits, expected)
 
 
 def test_models_have_one_only_if_they_say_so() -> None:

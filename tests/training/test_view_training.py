@@ -238,6 +238,69 @@ def test_each_kind_of_prompt_is_drawn(make_config: Any) -> None:
         assert torch.equal(value, before[name])  # drawing leaves the running statistics alone
 
 
+def test_corrections_show_the_masks_they_correct(make_config: Any) -> None:
+    """Those of views around clicks, and of some around boxes; never without a mask in the data."""
+    config = make_config(view_corrects=True, second_stage_probability=1.0)
+    config = dataclasses.replace(
+        config, prompts=PromptSamplingConfig(interactive_probability=1.0, max_corrections=3)
+    )
+    trainer = ViewTrainer(config, embed_by_hash)
+    with torch.no_grad():
+        trainer.part.mask_head.bias.fill_(9.0)  # all is region
+    batch = ViewBatch.join([trainer.dataset[0, index] for index in range(4)])
+    has_mask = batch.has_mask.clone()
+    has_mask[0] = False
+    batch = dataclasses.replace(batch, has_mask=has_mask)
+    is_box = batch.is_box | ~has_mask
+    pixels = torch.zeros(len(batch), 3, SIDE, SIDE)
+    before = {name: value.clone() for name, value in trainer.part.state_dict().items()}
+    corrected = torch.zeros(len(batch))
+    for trainer.step in range(24):
+        seed = torch.Generator().manual_seed(trainer.step)
+        prompts, shown = trainer._draw_prompts(batch, pixels, seed)
+        assert shown is not None and shown.shape == batch.masks.shape
+        more = (prompts.labels[:, 2:] != 4).any(dim=1)
+        corrected += more
+        assert not shown[~more].any() and more[~is_box].all()
+        assert torch.equal(prompts.is_box, is_box)
+    share = corrected / 24
+    assert share[0] == 0 and (share[~is_box] == 1).all()
+    both = share[is_box & has_mask]
+    assert len(both) and (both > 0.15).all() and (both < 0.85).all()
+    for name, value in trainer.part.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_segmenter_learns_to_correct(make_config: Any, tmp_path: Path) -> None:
+    """It starts from one that does not, says what that said, and hears the mask afterwards."""
+    source = ViewTrainer(make_config(), embed_by_hash).run()
+    config = make_config(
+        init_from=str(source), view_corrects=True, output_folder=str(tmp_path / "corrections")
+    )
+    trainer = ViewTrainer(config, embed_by_hash)
+    old = load_model(source, device="cpu").view_segmenter
+    assert old is not None
+    state = trainer.part.state_dict()
+    for name, value in old.state_dict().items():
+        assert torch.equal(state[name][:, :6] if name == "stem.0.weight" else state[name], value)
+    assert not state["stem.0.weight"][:, 6:].any()
+    trained = load_model(trainer.run(), device="cpu")
+    assert trained.config.view_corrects and trained.view_segmenter is not None
+    assert trained.view_segmenter.stem[0].weight[:, 6:].any()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_corrections_resume(make_config: Any, tmp_path: Path, num_workers: int) -> None:
+    assert_resumes(
+        ViewTrainer,
+        make_config(view_corrects=True, output_folder=str(tmp_path / "whole")),
+        make_config(
+            view_corrects=True, output_folder=str(tmp_path / "parts"), save_every=3,
+            num_workers=num_workers,
+        ),
+    )  # fmt: skip
+
+
 # --- configuration -----------------------------------------------------------------------------
 
 
