@@ -194,8 +194,13 @@ def test_the_second_round_counts_where_it_scores_higher(
     given = []
 
     def outline(
-        model: TAP, rgb: np.ndarray, prompts: PointPrompts, extents: Mapping[int, np.ndarray]
+        model: TAP,
+        rgb: np.ndarray,
+        prompts: PointPrompts,
+        extents: Mapping[int, np.ndarray],
+        corrected: Mapping[int, np.ndarray],
     ) -> Iterator[Outline]:
+        assert not corrected
         for row in extents:
             mask = np.zeros((HEIGHT, WIDTH), bool)
             mask[30 : 50 + 10 * len(given), 40:90] = True

@@ -51,7 +51,9 @@ from tokenize_anything.views import View, known_extents, list_views, point_array
 VIEWS_AT_ONCE = 8
 COMPARED_SIDE = 256  # masks are compared at no less than so many steps along the long side
 OUTLINE_ROUNDS = 2
-FEW_CLICKS = 2  # from a third on, they make outlines better than the answer of the click segmenter
+# So many clicks are answered by the click segmenter alone. More make better outlines; a segmenter
+# that is shown its answer needs only one to improve on it.
+FEW_CLICKS, FEWEST_CLICKS = 2, 1
 VIEW_WEIGHT = 0.5  # of the view segmenter's embedding beside that of the semantic token
 
 
@@ -109,8 +111,7 @@ def decode_closely(
     if not zoom or encoded.rgb is None:
         return first
     if model.click_segmenter is not None:
-        rows = clicked_rows(prompts)
-        rows = rows[~shows_extent(prompts)[rows]]
+        rows = _open_rows(model, prompts)
         write_click_masks(model, encoded.rgb, prompts, rows, first)
     _write_views(model, encoded, prompts, first, chunk=chunk, zoom=zoom)
     outlines = {}
@@ -124,6 +125,19 @@ def decode_closely(
         boxes = {row: prompts.coords_xy[row, :2].reshape(4) for row in is_box}
         write_names(model, encoded.rgb, first, boxes)
     return first
+
+
+def _open_rows(model: TAP, prompts: PointPrompts) -> NDArray[np.intp]:
+    """Rows of clicks that do not say how large their region is, for the click segmenter.
+
+    Many clicks inside of a region say it; where masks can be corrected, only clicks outside of it
+    tell corrections, which do not, from sketches, which do.
+    """
+    rows = clicked_rows(prompts)
+    says = shows_extent(prompts)
+    if model.config.view_corrects:
+        says &= ~(prompts.labels == PointLabel.BACKGROUND).any(axis=1)
+    return rows[~says[rows]]
 
 
 def _write_views(
@@ -172,32 +186,37 @@ def _write_outlines(
 ) -> dict[int, Outline]:
     """Put outlines in the place of masks; of a single click only those with a higher score.
 
-    What the click segmenter says of few clicks stays. Other prompts that do not say how large
-    their region is take that from the mask there was, and once more from the outline, which counts
-    where it scores higher.
+    What the click segmenter says of few clicks stays; of more, it is shown to a view segmenter that
+    corrects masks. Other prompts that do not say how large their region is take that from the mask
+    there was, and once more from the outline, which counts where it scores higher.
 
     Returns:
         The outlines, by row.
     """
     extents = known_extents(prompts)
     num_points = (prompts.labels != PointLabel.PADDING).sum(axis=1)
-    is_open = num_points > 0
+    is_open, corrected = num_points > 0, {}
     if model.click_segmenter is not None:
-        answered = clicked_rows(prompts)
-        is_open[answered] = num_points[answered] > FEW_CLICKS
+        answered = _open_rows(model, prompts)
+        few = FEWEST_CLICKS if model.config.view_corrects else FEW_CLICKS
+        is_open[answered] = num_points[answered] > few
+        if model.config.view_corrects:
+            corrected = {row: target.masks[row] for row in answered.tolist()}
+            extents = {row: points for row, points in extents.items() if row not in corrected}
     unknown = [row for row in np.flatnonzero(is_open).tolist() if row not in extents]
     extents |= _mask_extents(prompts, target, unknown)
     accepted: dict[int, Outline] = {}
     for _ in range(OUTLINE_ROUNDS):
         found = []
-        for outline in outline_regions(model, rgb, prompts, extents):
+        for outline in outline_regions(model, rgb, prompts, extents, corrected):
             row = outline.row
             has_rival = num_points[row] == 1 or row in accepted
             if not has_rival or outline.iou_score > target.iou_scores[row]:
                 target.masks[row], target.iou_scores[row] = outline.mask, outline.iou_score
                 accepted[row] = outline
                 found.append(row)
-        extents = _mask_extents(prompts, target, [row for row in found if row in unknown])
+        again = [row for row in found if row in unknown and row not in corrected]
+        extents = _mask_extents(prompts, target, again)
     return accepted
 
 
