@@ -50,9 +50,11 @@ LAYERS = {
     ],
     "model": ["modeling"],
     "runtime": [
-        "answer_choice", "build", "centred_views", "checkpoints", "click_answers", "click_windows",
+        "answer_choice", "build", "centred_views", "checkpoints", "click_answers", "click_search",
+        "click_windows",
         "coco_files", "companions",
-        "concepts", "contact_sheets", "drawing", "everything", "everything_config", "hub",
+        "concepts", "contact_sheets", "corrective_clicks", "drawing", "everything",
+        "everything_config", "hub",
         "image_loading", "image_transform", "mask_filtering", "open_clip_files", "open_clip_towers",
         "predictor", "predictor_arguments", "prompt_arguments",
         "published_format", "published_pickle", "region_decoding", "text_generation",

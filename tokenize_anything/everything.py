@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from tokenize_anything.click_search import find_by_clicks
 from tokenize_anything.config import NUM_MASK_SLOTS, PointLabel
 from tokenize_anything.everything_config import EverythingConfig, PhotoView, plan_views
 from tokenize_anything.geometry import masks_to_boxes
@@ -160,6 +161,9 @@ def find_everything(
         )
     height, width = image.original_hw if isinstance(image, EncodedImage) else image.shape[:2]
     views = plan_views(height, width, config)
+    if model.click_segmenter is not None and model.config.zoom:
+        encoded = image if isinstance(image, EncodedImage) else encode_photo(model, image)
+        return FoundRegions(*find_by_clicks(model, encoded, config, advance=advance, chunk=chunk))
     frames, found = [], []
     for view in views:
         x0, y0, x1, y1 = view.box_xyxy

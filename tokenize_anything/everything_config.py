@@ -18,7 +18,7 @@ class EverythingConfig:
     The options are those of SAM's automatic masks (Kirillov et al. 2023, appendix B). What a good
     score is depends on the weights. The usual values suit the built-in model, whose predicted IoUs
     are low and whose logits are too shallow for a test of stability; for weights of SA-1B start
-    with those of SAM: min_iou=0.88 and min_stability=0.95.
+    with those of SAM: points_per_side=32, min_iou=0.88 and min_stability=0.95.
 
     Args:
         points_per_side: clicks along each side of the photo; their square is the number of clicks.
@@ -44,7 +44,7 @@ class EverythingConfig:
         TypeError, ValueError: naming every option that is no such number.
     """
 
-    points_per_side: int = 32
+    points_per_side: int = 16
     crop_layers: int = 0
     crop_overlap: float = 0.34
     crop_points_divisor: int = 2

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenize_anything.config import NUM_MASK_SLOTS, TAPConfig
+from tokenize_anything.geometry import masks_to_boxes
 from tokenize_anything.image_transform import ImageFrame, prepare_images, restore_masks
 from tokenize_anything.modeling import TAP, RegionOutputs
 from tokenize_anything.prompts import PointPrompts
@@ -170,6 +171,29 @@ def decode_chunks(
                     all_slots=all_slots,
                 ),
             )
+
+
+def tell_boxes(
+    model: TAP, encoded: EncodedImage, rows: np.ndarray, target: DecodedImage, *, chunk: int
+) -> None:
+    """Give regions the tokens that the boxes of their masks get on the whole photo.
+
+    Args:
+        model: in evaluation mode.
+        encoded: the photo.
+        rows: of the regions; those without a mask keep what they have.
+        target: changed in place.
+        chunk: regions decoded at once.
+    """
+    rows = rows[target.masks[rows].any(axis=(1, 2))]
+    if not len(rows):
+        return
+    boxes = PointPrompts.from_boxes(masks_to_boxes(target.masks[rows]))
+    for places, outputs in decode_chunks(model, encoded, boxes, chunk=chunk, all_slots=False):
+        some = rows[places]
+        for name in ("semantic_tokens", "semantic_embeddings", "mask_tokens"):
+            getattr(target, name)[some] = outputs.select(getattr(outputs, name))
+        target.mask_index[some] = outputs.mask_index
 
 
 def _original_order(rows: list[np.ndarray], device: torch.device) -> Tensor:

@@ -43,6 +43,7 @@ from tokenize_anything.region_decoding import (
     decode_chunks,
     decode_image,
     encode_photo,
+    tell_boxes,
 )
 from tokenize_anything.view_names import write_names
 from tokenize_anything.view_outlines import Outline, outline_regions
@@ -118,7 +119,7 @@ def decode_closely(
     if model.view_segmenter is not None:
         outlines = _write_outlines(model, encoded.rgb, prompts, first)
     if model.click_segmenter is not None:
-        _tell_boxes(model, encoded, clicked_rows(prompts), first, chunk=chunk)
+        tell_boxes(model, encoded, clicked_rows(prompts), first, chunk=chunk)
     _join_embeddings(outlines, first)
     if model.view_namer is not None:
         is_box = np.flatnonzero(prompts.is_box).tolist()
@@ -167,18 +168,6 @@ def _write_views(
         answers = _answer_clicks(model, encoded, prompts, rows=rows, views=views, chunk=chunk)
         for part, index, slot in answers:
             part.write_answer(index, slot, target)
-
-
-def _tell_boxes(
-    model: TAP, encoded: EncodedImage, rows: NDArray[np.intp], target: DecodedImage, *, chunk: int
-) -> None:
-    """Give regions the tokens that the boxes of their masks get on the whole photo."""
-    rows = rows[target.masks[rows].any(axis=(1, 2))]
-    if len(rows):
-        boxes = PointPrompts.from_boxes(masks_to_boxes(target.masks[rows]))
-        told = decode_image(model, encoded, boxes, chunk=chunk)
-        for name in ("semantic_tokens", "semantic_embeddings", "mask_tokens", "mask_index"):
-            getattr(target, name)[rows] = getattr(told, name)
 
 
 def _write_outlines(

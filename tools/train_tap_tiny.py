@@ -50,9 +50,13 @@ def train(data: Path, out: Path, configs: Path = CONFIGS) -> Path:
         train_caption_tokenizer(config.data.annotation_files, config.text_tokenizer)
     trainer = CaptionTrainer(config)
     pack_stages(trainer, trainer.run(), out / "without_outlines.safetensors")
-    views = read_config(ViewConfig, configs / "tap_tiny_views.yaml", data, out)
+    views, corrections = (
+        read_config(ViewConfig, configs / f"tap_tiny_{name}.yaml", data, out)
+        for name in ("views", "corrections")
+    )
     ViewTrainer(views, embed).run()
     ClickTrainer(read_config(ClickConfig, configs / "tap_tiny_clicks.yaml", data, out)).run()
+    ViewTrainer(corrections, embed).run()
     for path in sorted(configs.glob("tap_tiny_names?.yaml")):
         naming = read_config(NamingConfig, path, data, out)
         named = NamerTrainer(naming, embed).run()

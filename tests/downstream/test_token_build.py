@@ -531,4 +531,4 @@ def test_settings_are_plain(maker: CountingMaker) -> None:
     assert json.loads(json.dumps(facts.settings)) == facts.settings
     assert facts.settings["search"]["points_per_side"] == 3
     assert maker.facts("box").settings["search"] is None
-    assert TokenSettings().search.points_per_side == 32
+    assert TokenSettings().search.points_per_side == 16

@@ -60,16 +60,17 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
         for f, kind in zip(files, kinds, strict=True)
         if kind == "names"
     ]
-    others = {"tap_tiny_captions", "tap_tiny_clicks", "tap_tiny_stage2", "tap_tiny_views"}
-    assert set(kinds) == {"stage1", "names", *others}
+    others = ("captions", "clicks", "corrections", "stage2", "views")
+    assert set(kinds) == {"stage1", "names", *(f"tap_tiny_{name}" for name in others)}
     assert phases[0].init_from is None
     stage2 = load_config(CaptionConfig, tool.CONFIGS / "tap_tiny_stage2.yaml")
     views = load_config(ViewConfig, tool.CONFIGS / "tap_tiny_views.yaml")
     clicks = load_config(ClickConfig, tool.CONFIGS / "tap_tiny_clicks.yaml")
+    corrections = load_config(ViewConfig, tool.CONFIGS / "tap_tiny_corrections.yaml")
     captions = load_config(CaptionConfig, tool.CONFIGS / "tap_tiny_captions.yaml")
     assert not captions.fresh_text_decoder and captions.text_tokenizer == stage2.text_tokenizer
     assert views.init_from == "without_outlines.safetensors"
-    rows: list[list[Any]] = [[*phases, stage2], [views, clicks, *names, captions]]
+    rows: list[list[Any]] = [[*phases, stage2], [views, clicks, corrections, *names, captions]]
     for row in rows:
         for before, after in itertools.pairwise(row):
             assert after.init_from == f"{before.output_folder}/model.safetensors"
@@ -77,10 +78,12 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
         assert len({config.seed for config in kin}) == len(kin)
     last = config_to_dict(phases[-1].model)
     different = {k for k, v in config_to_dict(tap_tiny()).items() if v != last[k]}
-    added = {"view_dim", "namer_size", "wide_size", "click_size"}
+    added = {"view_dim", "namer_size", "wide_size", "click_size", "view_corrects"}
     assert different <= {"image_size", "vocabulary_size", *added}
     assert views.fresh and load_config(ViewConfig, tool.CONFIGS / "curve_views.yaml").fresh
-    assert (views.view_dim, views.view_size) == (tap_tiny().view_dim, tap_tiny().view_size)
+    for part in (views, corrections):
+        assert (part.view_dim, part.view_size) == (tap_tiny().view_dim, tap_tiny().view_size)
+    assert corrections.view_corrects == tap_tiny().view_corrects
     assert {config.namer_size for config in names} == {tap_tiny().namer_size}
     assert names[-1].wide_size == tap_tiny().wide_size
     assert clicks.click_size == tap_tiny().click_size
@@ -104,6 +107,7 @@ def write_recipe(folder: Path, data: Path, out: Path) -> None:
         data=told.data, output_folder="", num_steps=2, precision="float32"
     )
     outlines = ViewConfig(view_dim=2, view_size=32, batch_size=2, num_workers=0, **shared)
+    corrections = dataclasses.replace(outlines, view_corrects=True, second_stage_probability=1.0)
     clicks = ClickConfig(click_size=64, batch_size=2, num_workers=0, **shared)
     named = NamingConfig(namer_size=32, crop_size=64, batch_size=4, **shared)
     wider = dataclasses.replace(named, wide_size=32, wide_crop_size=32)
@@ -113,7 +117,8 @@ def write_recipe(folder: Path, data: Path, out: Path) -> None:
         ("stage2", told, "c", "b/model.safetensors"),
         ("views", outlines, "v", "without_outlines.safetensors"),
         ("clicks", clicks, "k", "v/model.safetensors"),
-        ("namesa", named, "na", "k/model.safetensors"),
+        ("corrections", corrections, "o", "k/model.safetensors"),
+        ("namesa", named, "na", "o/model.safetensors"),
         ("namesb", named, "nb", "na/model.safetensors"),
         ("namesc", wider, "nc", "nb/model.safetensors"),
         ("captions", again, "d", "nc/model.safetensors"),
@@ -159,6 +164,8 @@ def test_all_phases_run_and_are_packed_into_one_file(
     assert parts == {"text_decoder"}
     parts = {name.partition(".")[0] for name in changed_since("without_outlines.safetensors")}
     assert parts == {"text_decoder", "click_segmenter", "view_segmenter", "view_namer"}
+    corrected = {name for name in changed_since("k/model.safetensors") if "segmenter" in name}
+    assert corrected and all(name.startswith("view_segmenter") for name in corrected)
     learnt = {name for name in changed_since("c/model.safetensors") if "decoder." in name}
     assert "image_decoder.semantic_head" in learnt
     tool.train(data, out, tmp_path / "configs")  # all is finished already
