@@ -45,7 +45,7 @@ def test_bad_options_are_named(changes: dict[str, Any], message: str) -> None:
 
 def test_the_usual_options() -> None:
     assert check_everything_config(None) == EverythingConfig()
-    assert EverythingConfig().num_points == 1024
+    assert EverythingConfig().num_points == 256
     with pytest.raises(TypeError, match=r"config: expected an EverythingConfig, got dict; write"):
         check_everything_config({"points_per_side": 3})
 

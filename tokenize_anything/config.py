@@ -226,6 +226,7 @@ def tap_tiny() -> TAPConfig:
         vocabulary_size=3812,
         zoom=0.5,
         view_dim=24,
+        view_corrects=True,
         namer_size=96,
         wide_size=64,
         click_size=64,
