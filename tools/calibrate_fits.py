@@ -20,7 +20,7 @@ OFFSETS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # logits
 
 
 def measure(predictor: TAPPredictor, images: list, *, with_clicks: bool) -> tuple[np.ndarray, ...]:
-    """Log-probabilities, true names, and (score, IoU) of boxes and, if asked, of clicks."""
+    """Log-probabilities, true names, -1 for others, (score, IoU) of boxes and, if asked, clicks."""
     log_probs, names, by_box, by_click = [], [], [], []
     position = {name: row for row, name in enumerate(predictor.concepts.names)}
     for image in tqdm(load_true_images(images), total=len(images)):
@@ -37,10 +37,10 @@ def measure(predictor: TAPPredictor, images: list, *, with_clicks: bool) -> tupl
         for pairs, answer in answers:
             values = overlaps(answer.masks, masks).tolist()
             pairs.extend(zip(answer.iou_scores.tolist(), values, strict=True))
-        known = [row for row, region in enumerate(regions) if region.name in position]
-        embeddings = torch.from_numpy(found.semantic_embeddings[known])
+        named = [row for row, region in enumerate(regions) if region.name is not None]
+        embeddings = torch.from_numpy(found.semantic_embeddings[named])
         log_probs.append(predictor.concepts.log_probs(embeddings).numpy())
-        names += [position[regions[row].name] for row in known]
+        names += [position.get(regions[row].name, -1) for row in named]
     return np.concatenate(log_probs), np.array(names), np.array(by_box), np.array(by_click)
 
 

@@ -79,11 +79,15 @@ def test_temperature_is_found_again(factor):
     found = fit_temperature(logits - 5.0, drawn)
     assert found == pytest.approx(factor, rel=0.04)
 
-    def loss(scale):
-        log_probs = scale * logits - np.log(np.exp(scale * logits).sum(axis=1, keepdims=True))
-        return -log_probs[np.arange(len(drawn)), drawn].mean()
+    def loss(scale, truth):
+        probs = np.exp(scale * logits) / np.exp(scale * logits).sum(axis=1, keepdims=True)
+        return ((probs.max(axis=1) - (probs.argmax(axis=1) == truth)) ** 2).mean()
 
-    assert loss(found) <= min(loss(found * 1.01), loss(found / 1.01))
+    assert loss(found, drawn) <= min(loss(found * 1.01, drawn), loss(found / 1.01, drawn))
+    others = np.where(np.arange(len(drawn)) % 4 == 0, -1, drawn)  # a quarter is none of the classes
+    lower = fit_temperature(logits, others)
+    assert lower < 0.9 * found
+    assert loss(lower, others) <= min(loss(lower * 1.01, others), loss(lower / 1.01, others))
 
 
 def test_line_equals_the_normal_equations():
