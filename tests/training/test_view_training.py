@@ -287,6 +287,13 @@ def test_a_segmenter_learns_to_correct(make_config: Any, tmp_path: Path) -> None
     trained = load_model(trainer.run(), device="cpu")
     assert trained.config.view_corrects and trained.view_segmenter is not None
     assert trained.view_segmenter.stem[0].weight[:, 6:].any()
+    path = str(tmp_path / "corrections" / "model.safetensors")
+    for fresh in (False, True):  # what corrects goes on, unless it is to start anew
+        config = make_config(init_from=path, fresh=fresh, output_folder=str(tmp_path / "again"))
+        again = ViewTrainer(config, embed_by_hash)
+        assert again.model.config.view_corrects != fresh
+        same = torch.equal(again.part.mask_head.weight, trained.view_segmenter.mask_head.weight)
+        assert same != fresh
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -16,8 +16,9 @@ class ViewConfig(PartConfig):
 
     view_dim: width of the segmenter, see `TAPConfig`.
     view_size: side of a view, pixels.
-    view_corrects: teach it to correct masks it is shown, see `TAPConfig`. Corrections then go in
-        rounds, of all views drawn around clicks and of half of those around boxes.
+    view_corrects: teach it to correct masks it is shown, see `TAPConfig`; one that does so goes on
+        doing so, unless `fresh`. Corrections then go in rounds, of all views drawn around clicks
+        and of half of those around boxes.
     batch_size: photos of an update; each gives `views.views_per_image` views.
     prompts: how boxes are jittered and how many clicks follow; its probabilities say how often a
         step corrects the segmenter's own masks instead of taking clicks from the truth.

@@ -48,11 +48,11 @@ class ViewTrainer(PartTrainer[ViewConfig, ViewBatch]):
     def start_model(self) -> TAP:
         """The model of `init_from` with a segmenter of the configuration's width, in float32."""
         config = self.config
-        names = ("view_dim", "view_size", "view_corrects")
-        sizes = {name: getattr(config, name) for name in names}
-        model, goes_on = start_model(config, self.PART, **sizes)
-        segmenter = model.view_segmenter
         source = load_model(config.init_from, device="cpu", dtype="float32").view_segmenter
+        corrects = config.view_corrects or bool(source and source.corrects and not config.fresh)
+        sizes = {"view_dim": config.view_dim, "view_size": config.view_size}
+        model, goes_on = start_model(config, self.PART, **sizes, view_corrects=corrects)
+        segmenter = model.view_segmenter
         assert segmenter is not None
         if not goes_on and not config.fresh and source and source.dims == segmenter.dims:
             copy_shared(segmenter, source)
@@ -139,7 +139,7 @@ class ViewTrainer(PartTrainer[ViewConfig, ViewBatch]):
         generator: torch.Generator,
         num_clicks: int,
     ) -> tuple[SampledPrompts, Tensor | None]:
-        if not self.config.view_corrects:
+        if not self.model.config.view_corrects:
             with torch.no_grad():
                 logits = self._segment(pixels, first).mask_logits.float()
             found = F.interpolate(logits[:, None], size=batch.masks.shape[-2:], mode="bilinear")
