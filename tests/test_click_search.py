@@ -13,9 +13,9 @@ from tests.clicking import HEIGHT, SIDE, WIDTH, make_predictor, networks_of
 from tests.tiny_predictor import assert_same, make_photo
 from tokenize_anything import EverythingConfig, RegionPredictions, TAPPredictor
 from tokenize_anything.centred_views import CentredView
-from tokenize_anything.click_search import CLICKS_PER_ROUND
 from tokenize_anything.click_windows import list_windows
 from tokenize_anything.everything import find_everything
+from tokenize_anything.everything_config import POINTS_PER_ROUND
 from tokenize_anything.geometry import mask_iou, masks_to_boxes
 from tokenize_anything.image_transform import normalize_pixels, pixel_padding
 from tokenize_anything.mask_filtering import clean_mask
@@ -93,7 +93,7 @@ def search_plainly(
             is_stable = (logits > offset).sum() >= config.min_stability * (logits > -offset).sum()
             if score >= config.min_iou and is_stable and (logits > 0).any():
                 pool.append((score, logits, window, box_of(logits, window)))
-        if (number + 1) % CLICKS_PER_ROUND == 0 or number + 1 == side**2:
+        if (number + 1) % POINTS_PER_ROUND == 0 or number + 1 == side**2:
             kept: list[Any] = []
             for each in sorted(pool, key=lambda each: -each[0]):
                 if all(box_overlap(each[3], other[3]) <= config.max_overlap for other in kept):

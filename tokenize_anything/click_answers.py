@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenize_anything.centred_views import CentredView
-from tokenize_anything.click_windows import list_windows
+from tokenize_anything.click_windows import list_windows, show_windows
 from tokenize_anything.config import PointLabel
-from tokenize_anything.image_transform import normalize_pixels, pixel_padding
 from tokenize_anything.modeling import TAP
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.region_decoding import DecodedImage
@@ -64,12 +63,9 @@ def _answer(
         [window.points_in_view(prompts.coords_xy[row, :num_points]) for window in some]
         for row, some in enumerate(windows)
     ]
-    padding = pixel_padding(config.pixels)
-    shown = np.stack([[window.show(rgb, padding) for window in some] for some in windows])
-    images = torch.from_numpy(shown).flatten(0, 1).to(model.device)
-    pixels = normalize_pixels(images, config.pixels).to(model.dtype)
+    pixels = show_windows(model, rgb, [window for some in windows for window in some])
     asked = (
-        pixels.unflatten(0, shown.shape[:2]),
+        pixels.unflatten(0, (len(windows), -1)),
         torch.from_numpy(np.array(coords)).to(model.device),
         torch.from_numpy(prompts.labels[:, :num_points].copy()).to(model.device),
     )

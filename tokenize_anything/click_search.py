@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from tokenize_anything.centred_views import CentredView
-from tokenize_anything.click_windows import list_windows
+from tokenize_anything.click_windows import list_windows, show_windows
 from tokenize_anything.config import PointLabel
-from tokenize_anything.everything_config import EverythingConfig, plan_views
-from tokenize_anything.image_transform import normalize_pixels, pixel_padding
+from tokenize_anything.everything_config import POINTS_PER_ROUND, EverythingConfig, plan_views
 from tokenize_anything.mask_filtering import (
     box_iou,
     clean_mask,
@@ -36,7 +35,6 @@ from tokenize_anything.region_decoding import (
 from tokenize_anything.view_names import write_names
 
 CLICKS_AT_ONCE = 16
-CLICKS_PER_ROUND = 128  # after so many clicks duplicates are dropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +147,8 @@ def search_by_clicks(
     """
     at_once = config.points_per_batch or CLICKS_AT_ONCE
     found = _judge_clicks(model, rgb, clicks_xy[:0], config)
-    for first in range(0, len(clicks_xy), CLICKS_PER_ROUND):
-        end = min(first + CLICKS_PER_ROUND, len(clicks_xy))
+    for first in range(0, len(clicks_xy), POINTS_PER_ROUND):
+        end = min(first + POINTS_PER_ROUND, len(clicks_xy))
         parts = [found]
         for start in range(first, end, at_once):
             some = clicks_xy[start : min(start + at_once, end)]
@@ -171,9 +169,7 @@ def _judge_clicks(
     if not windows:
         empty = np.zeros((0, side // 2, side // 2), np.float32)
         return WindowMasks(empty, [], np.zeros(0, np.float32), np.zeros((0, 4)))
-    padding = pixel_padding(model.config.pixels)
-    shown = torch.from_numpy(np.stack([window.show(rgb, padding) for window in windows]))
-    pixels = normalize_pixels(shown.to(model.device), model.config.pixels).to(model.dtype)
+    pixels = show_windows(model, rgb, windows)
     shape = (len(clicks_xy), NUM_WINDOWS, 1, 2)
     middles = torch.full(shape, (side - 1) / 2, device=model.device)
     labels = torch.full((len(clicks_xy), 1), int(PointLabel.FOREGROUND), device=model.device)

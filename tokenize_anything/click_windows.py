@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tokenize_anything.centred_views import CentredView
+from tokenize_anything.image_transform import normalize_pixels, pixel_padding
+from tokenize_anything.modeling import TAP
 from tokenize_anything.modeling.click_segmenter import NUM_WINDOWS
 
 LARGEST_WINDOW = 1.25  # side of the largest, of the photo's long side
@@ -34,6 +36,13 @@ def list_windows(
         )
         for width in sides
     ]
+
+
+def show_windows(model: TAP, rgb: NDArray[np.uint8], windows: Sequence[CentredView]) -> Tensor:
+    """Windows of a photo (H,W,3) as a model takes them, (W,3,v,v), on its device."""
+    padding = pixel_padding(model.config.pixels)
+    shown = torch.from_numpy(np.stack([window.show(rgb, padding) for window in windows]))
+    return normalize_pixels(shown.to(model.device), model.config.pixels).to(model.dtype)
 
 
 def coords_in_windows(coords_xy: Tensor, home: Tensor, side: int) -> Tensor:

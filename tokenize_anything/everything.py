@@ -27,7 +27,12 @@ from tqdm import tqdm
 
 from tokenize_anything.click_search import find_by_clicks
 from tokenize_anything.config import NUM_MASK_SLOTS, PointLabel
-from tokenize_anything.everything_config import EverythingConfig, PhotoView, plan_views
+from tokenize_anything.everything_config import (
+    POINTS_PER_ROUND,
+    EverythingConfig,
+    PhotoView,
+    plan_views,
+)
 from tokenize_anything.geometry import masks_to_boxes
 from tokenize_anything.image_transform import ImageFrame, ImageSource, load_image, restore_masks
 from tokenize_anything.mask_filtering import (
@@ -50,7 +55,6 @@ from tokenize_anything.regions import RegionPredictions
 from tokenize_anything.view_names import write_names
 
 _FIRST_SLOT = 1  # slot 0 is for boxes
-_POINTS_PER_ROUND = 128  # after so many clicks duplicates are dropped
 _RESTORED_AT_ONCE = 16  # masks
 _BORDER_CELLS = 2  # mask cells: a mask that comes so close to the cut of a crop is cut itself
 
@@ -159,11 +163,11 @@ def find_everything(
             f"crop_layers: expected 0 for an EncodedImage, got {config.crop_layers}; crops are cut "
             f"from the photo, so pass the photo"
         )
-    height, width = image.original_hw if isinstance(image, EncodedImage) else image.shape[:2]
-    views = plan_views(height, width, config)
     if model.click_segmenter is not None and model.config.zoom:
         encoded = image if isinstance(image, EncodedImage) else encode_photo(model, image)
         return FoundRegions(*find_by_clicks(model, encoded, config, advance=advance, chunk=chunk))
+    height, width = image.original_hw if isinstance(image, EncodedImage) else image.shape[:2]
+    views = plan_views(height, width, config)
     frames, found = [], []
     for view in views:
         x0, y0, x1, y1 = view.box_xyxy
@@ -198,8 +202,8 @@ class _ViewSearch:
         points = points.to(model.device)
         context = model.prepare_regions(self.encoded.features.to(model.device, model.dtype)[None])
         pool = self._judge_clicks(context, points[:0], 0)
-        for first in range(0, len(points), _POINTS_PER_ROUND):
-            end = min(first + _POINTS_PER_ROUND, len(points))
+        for first in range(0, len(points), POINTS_PER_ROUND):
+            end = min(first + POINTS_PER_ROUND, len(points))
             parts = [pool]
             for start in range(first, end, chunk):
                 clicks = points[start : min(start + chunk, end)]

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+POINTS_PER_ROUND = 128  # after so many clicks duplicates are dropped
+
 
 @dataclass(frozen=True, kw_only=True)
 class EverythingConfig:

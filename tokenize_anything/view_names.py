@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tokenize_anything.centred_views import MIN_SIDE, CentredView
+from tokenize_anything.click_windows import show_windows
 from tokenize_anything.geometry import masks_to_boxes
-from tokenize_anything.image_transform import normalize_pixels, pixel_padding
 from tokenize_anything.modeling import TAP
 from tokenize_anything.modeling.view_encoder import cover_boxes
 from tokenize_anything.region_decoding import DecodedImage
@@ -123,8 +123,5 @@ def _show(
     boxes_xyxy: Sequence[NDArray[np.floating]],
 ) -> tuple[Tensor, Tensor]:
     """Pixels (R,3,S,S) of views as a model takes them, and the boxes (R,4) in them."""
-    padding = pixel_padding(model.config.pixels)
-    shown = torch.from_numpy(np.stack([view.show(rgb, padding) for view in views]))
     places = [view.box_in_view(box) for view, box in zip(views, boxes_xyxy, strict=True)]
-    pixels = normalize_pixels(shown.to(model.device), model.config.pixels).to(model.dtype)
-    return pixels, torch.from_numpy(np.stack(places)).to(model.device)
+    return show_windows(model, rgb, views), torch.from_numpy(np.stack(places)).to(model.device)

@@ -52,9 +52,8 @@ from tokenize_anything.views import View, known_extents, list_views, point_array
 VIEWS_AT_ONCE = 8
 COMPARED_SIDE = 256  # masks are compared at no less than so many steps along the long side
 OUTLINE_ROUNDS = 2
-# So many clicks are answered by the click segmenter alone. More make better outlines; a segmenter
-# that is shown its answer needs only one to improve on it.
-FEW_CLICKS, FEWEST_CLICKS = 2, 1
+FEW_CLICKS = 2  # from a third on, they make outlines better than the answer of the click segmenter
+FEW_CORRECTED = 1  # from a second on, outlines that are shown that answer improve on it
 VIEW_WEIGHT = 0.5  # of the view segmenter's embedding beside that of the semantic token
 
 
@@ -187,7 +186,7 @@ def _write_outlines(
     is_open, corrected = num_points > 0, {}
     if model.click_segmenter is not None:
         answered = _open_rows(model, prompts)
-        few = FEWEST_CLICKS if model.config.view_corrects else FEW_CLICKS
+        few = FEW_CORRECTED if model.config.view_corrects else FEW_CLICKS
         is_open[answered] = num_points[answered] > few
         if model.config.view_corrects:
             corrected = {row: target.masks[row] for row in answered.tolist()}
