@@ -11,8 +11,9 @@ import torch
 
 from tests.clicking import HEIGHT, SIDE, WIDTH, make_predictor, networks_of
 from tests.tiny_predictor import assert_same, make_photo
-from tokenize_anything import EverythingConfig, RegionPredictions, TAPPredictor
+from tokenize_anything import EverythingConfig, RegionPredictions, TAPPredictor, click_search
 from tokenize_anything.centred_views import CentredView
+from tokenize_anything.click_search import CLICKS_AT_ONCE
 from tokenize_anything.click_windows import list_windows
 from tokenize_anything.everything import find_everything
 from tokenize_anything.everything_config import POINTS_PER_ROUND
@@ -170,12 +171,38 @@ def test_an_encoded_photo_and_smaller_batches_are_no_different(
     np.testing.assert_allclose(few.iou_scores, found.iou_scores, atol=1e-4)
 
 
-def test_crops_add_clicks(predictor: TAPPredictor, photo: np.ndarray) -> None:
-    """A layer of crops searches four quarters beside the whole, with a click in each of two."""
+def test_clicks_come_in_batches_and_are_counted(predictor: TAPPredictor, photo: np.ndarray) -> None:
+    sizes: list[int] = []
+    done: list[int] = []
+    network = networks_of(predictor)[0]
+    hook = network.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    for at_once in (None, 7):
+        config = dataclasses.replace(CONFIG, points_per_side=6, points_per_batch=at_once)
+        find_everything(predictor.model, photo, config, chunk=9, advance=done.append)
+    hook.remove()
+    assert sizes == [CLICKS_AT_ONCE, CLICKS_AT_ONCE, 4, 7, 7, 7, 7, 7, 1]
+    assert done == sizes
+
+
+def test_crops_add_clicks(
+    predictor: TAPPredictor, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer of crops searches four quarters beside the whole, with a click in each."""
     whole = search(predictor, photo, points_per_side=2)
     more = search(predictor, photo, points_per_side=2, crop_layers=1)
     assert len(more) > len(whole)
     assert more.iou_scores[0] >= whole.iou_scores[0]
+    asked = []
+
+    def search_by_clicks(model: Any, rgb: Any, clicks_xy: np.ndarray, *others: Any) -> Any:
+        asked.append(clicks_xy)
+        return search_plainly_by_clicks(model, rgb, clicks_xy[:0], *others)
+
+    search_plainly_by_clicks = click_search.search_by_clicks
+    monkeypatch.setattr(click_search, "search_by_clicks", search_by_clicks)
+    search(predictor, photo, points_per_side=2, crop_layers=1, crop_overlap=0.0)
+    expected = [(x, y) for y in (HEIGHT / 4, 3 * HEIGHT / 4) for x in (WIDTH / 4, 3 * WIDTH / 4)]
+    np.testing.assert_allclose(asked[0], np.array(expected * 2) - 0.5, atol=1)
 
 
 def test_a_model_that_looks_once_clicks_with_its_decoder(photo: np.ndarray) -> None:

@@ -200,6 +200,8 @@ def test_models_have_one_only_if_they_say_so() -> None:
         ({"view_dim": 1.5}, "view_dim must be a whole number of at least 0, got 1.5"),
         ({"view_size": 100}, "view_size must be a multiple of 32, got 100"),
         ({"view_size": 0}, "view_size must be a positive integer, got 0"),
+        ({"view_corrects": 1}, "view_corrects must be False where view_dim is 0, and True or"),
+        ({"view_dim": 0, "view_corrects": True}, "view_corrects must be False where view_dim is 0"),
     ],
 )
 def test_bad_sizes(values: dict[str, float], message: str) -> None:

@@ -102,6 +102,20 @@ def test_each_round_clicks_on_what_the_last_answer_got_wrong(
         start = end
 
 
+def test_only_first_answers_give_way_to_ellipses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_corrections, "BLOT_PROBABILITY", 1.0)
+    monkeypatch.setattr(mask_corrections, "FORGET_PROBABILITY", 0.0)
+    network, first = Recorder(), make_prompts()
+    _, shown = correct_masks(
+        network, first, make_truths(), generator(), sampler=SAMPLER, num_clicks=3
+    )
+    is_click = ~first.is_box
+    assert not torch.equal(network.shown[1][is_click], network.found(0)[is_click].float())
+    assert torch.equal(network.shown[1][first.is_box], network.found(0)[first.is_box].float())
+    assert torch.equal(network.shown[2], network.found(1).float())
+    assert torch.equal(shown, network.found(2).float())
+
+
 def test_some_masks_are_forgotten() -> None:
     truths = make_truths(1).expand(400, -1, -1)
     _, shown = correct_masks(

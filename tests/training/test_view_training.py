@@ -271,6 +271,20 @@ def test_corrections_show_the_masks_they_correct(make_config: Any) -> None:
         assert torch.equal(value, before[name]), name
 
 
+def test_what_is_learnt_is_shown_the_mask(make_config: Any) -> None:
+    trainer = ViewTrainer(make_config(view_corrects=True), embed_by_hash)
+    batch = make_batch()
+    shown = torch.rand(batch.masks.shape)
+    prompts = first_prompts(batch, trainer.sampler, torch.Generator().manual_seed(0))
+    trainer._draw_prompts = lambda *_: (prompts, shown)  # type: ignore[method-assign]
+    seen: list[Any] = []
+    hook = trainer.part.register_forward_pre_hook(lambda _, args: seen.append(args))
+    trainer.losses(batch)
+    hook.remove()
+    ((_, coords, _, masks),) = seen
+    assert masks is shown and torch.equal(coords, prompts.coords_xy)
+
+
 def test_a_segmenter_learns_to_correct(make_config: Any, tmp_path: Path) -> None:
     """It starts from one that does not, says what that said, and hears the mask afterwards."""
     source = ViewTrainer(make_config(), embed_by_hash).run()
