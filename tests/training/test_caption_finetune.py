@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from tests.data.photos import coco, write_json, write_photos
 from tests.tiny import tiny_tap, tiny_tokenizer, tiny_tokenizer_model
-from tests.tiny_predictor import sharpen
+from tests.tiny_predictor import sharpen, tiny_vocabulary
 from tests.training.tiny_runs import caption_config, caption_model_config, data_config
 from tokenize_anything.build import load_model
 from tokenize_anything.checkpoints import save_model
+from tokenize_anything.companions import Companions
 from tokenize_anything.modeling import TAP
 from tokenize_anything.text_generation import generate
 from tokenize_anything.text_tokenizer import TextTokenizer
@@ -347,3 +348,94 @@ def test_an_image_of_another_size_is_named(folder: Path, tmp_path: Path) -> None
     trainer = CaptionTrainer(make_config(folder, tmp_path / "run", data=data))
     with pytest.raises(ValueError, match=r"1\.png is \(53, 43\), its annotation says \(54, 43\)"):
         trainer.token_source()
+
+
+# --- mixtures that are called by their first concept ------------------------------------------
+
+
+CALLED = ("apple", "cup", "shoes")
+
+
+@pytest.fixture(scope="module")
+def named(folder: Path) -> Path:
+    """The model with concepts."""
+    model = load_model(folder / "stage1.safetensors", device="cpu", dtype="float32")
+    vocabulary = tiny_vocabulary(CALLED, model.config)
+    tensors, metadata = Companions(vocabulary).pack()
+    path = folder / "named.safetensors"
+    return save_model(model, path, metadata=metadata, extra_tensors=tensors)
+
+
+def texts_and_tokens(
+    trainer: CaptionTrainer, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> tuple[list[list[str]], list[Tensor]]:
+    """Of each step, as the loss sees them."""
+    texts, tokens = [], []
+
+    def loss(visual: Tensor, ids: NDArray[np.int64], is_real: NDArray[np.bool_]) -> Tensor:
+        rows = [row[real].tolist()[1:-1] for row, real in zip(ids, is_real, strict=True)]
+        texts.append(trainer.tokenizer.decode(rows))
+        tokens.append(visual)
+        return trainer.model.text_decoder.state_dict(keep_vars=True).popitem()[1].sum() * 0
+
+    monkeypatch.setattr(trainer, "_loss", loss)
+    source = trainer.token_source()
+    for _ in range(steps):
+        trainer.train_step(source)
+    return texts, tokens
+
+
+def is_between(mixed: Tensor, first: Tensor, others: Tensor) -> bool:
+    """Whether it is at least half of the first, and the rest one of the others."""
+    for other in others:
+        way = other - first
+        share = float((mixed - first) @ way / (way @ way).clamp(min=1e-9))
+        if -1e-4 <= share <= 0.5 + 1e-4 and torch.allclose(mixed, first + share * way, atol=1e-4):
+            return True
+    return False
+
+
+def test_mixed_tokens_are_called_by_their_first_concept(
+    folder: Path, named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share of each step; the others are what they are without it."""
+    changes = {"batch_size": 8, "tokens": RegionTokenConfig(point_views=0)}
+    seen = {}
+    for share in (0.0, 0.375):
+        config = caption_config(
+            folder, tmp_path / str(share), named, folder / "text.model", concept_share=share,
+            **changes,
+        )  # fmt: skip
+        trainer = CaptionTrainer(config)
+        seen[share] = texts_and_tokens(trainer, monkeypatch, 6)
+    model = load_model(named, device="cpu", dtype="float32")
+    concepts = tiny_vocabulary(CALLED, model.config)
+    said = set()
+    for texts, tokens, plain_texts, plain in zip(*seen[0.375], *seen[0.0], strict=True):
+        assert torch.equal(tokens[3:], plain[3:]) and texts[3:] == plain_texts[3:]
+        for row in range(3):
+            assert is_between(tokens[row], plain[row], plain[:3])
+        with torch.no_grad():
+            embeddings = model.image_decoder.semantic_head(tokens[:3])
+        best = concepts.log_probs(embeddings).argmax(-1).tolist()
+        articles = {"apple": "an apple", "cup": "a cup", "shoes": "shoes"}
+        expected = [articles[concepts.names[row]] for row in best]
+        ids, is_real = trainer.tokenizer.encode(expected)
+        rows = [i[r].tolist()[1:-1] for i, r in zip(ids, is_real, strict=True)]
+        assert texts[:3] == trainer.tokenizer.decode(rows)
+        said |= set(texts[:3])
+    assert len(said) > 1
+    pairs = zip(seen[0.375][1], seen[0.0][1], strict=True)
+    assert any(not torch.equal(mixed[:3], plain[:3]) for mixed, plain in pairs)
+
+
+def test_mixtures_need_concepts(folder: Path, tmp_path: Path) -> None:
+    message = r"concept_share: expected a model with concepts, got .*stage1\.safetensors without"
+    with pytest.raises(ValueError, match=message):
+        CaptionTrainer(make_config(folder, tmp_path, concept_share=0.5))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_is_a_fraction(folder: Path, tmp_path: Path, share: float) -> None:
+    with pytest.raises(ValueError, match=f"concept_share: expected 0 to 1, got {share}"):
+        make_config(folder, tmp_path, concept_share=share)

@@ -24,6 +24,7 @@ from tokenize_anything.training.naming_config import NameSamplingConfig
 from tokenize_anything.training.naming_training import (
     NamedBatch,
     NamerTrainer,
+    draw_rectangle,
     draw_training_looks,
 )
 
@@ -124,6 +125,67 @@ def test_views_are_mixed_in_half_of_the_steps(make_trainer: Any, sizes: dict[str
 
 
 @BOTH
+def test_rectangles_are_pasted_in_some_of_them(make_trainer: Any, sizes: dict[str, int]) -> None:
+    """Each pixel is of one of two views, and the share is that of the pixels; tokens are mixed."""
+    plain = make_trainer(views=NameSamplingConfig(mix=0.0), **sizes)
+    pasting = make_trainer(views=NameSamplingConfig(mix=1.0, cut=1.0), **sizes)
+    shares = []
+    for step in range(24):
+        plain.step = pasting.step = step
+        base, found = plain.draw_batch(), pasting.draw_batch()
+        shares.append(found.share)
+        if found.share == 1.0:
+            assert torch.equal(base.looks.images, found.looks.images)
+            continue
+        inside = (found.looks.images != base.looks.images).any(dim=1).any(dim=0)
+        gaps = (found.looks.images[:, None] - base.looks.images).abs().sum(dim=2)
+        order = (gaps * inside).sum(dim=(2, 3)).argmin(dim=1)
+        assert sorted(order.tolist()) == list(range(BATCH))
+        assert torch.equal(found.other_names, base.names[order])
+        tokens = found.share * base.tokens + (1 - found.share) * base.tokens[order]
+        torch.testing.assert_close(found.tokens, tokens)
+        looks = [(base.looks, found.looks), *([(base.wide, found.wide)] if sizes else [])]
+        for before, after in looks:
+            is_other = (after.images != before.images).any(dim=1)
+            inside = is_other.any(dim=0)
+            rows, columns = inside.any(dim=1), inside.any(dim=0)
+            assert torch.equal(inside, rows[:, None] & columns)  # one rectangle for all
+            assert float(inside.float().mean()) == pytest.approx(1 - found.share, abs=0.06)
+            for name in ("images", "boxes", "masks"):
+                old, new = getattr(before, name), getattr(after, name)
+                assert torch.equal(new, torch.where(inside, old[order], old)), name
+    pasted = [share for share in shares if share < 1]
+    assert 6 <= len(pasted) <= 18 and min(pasted) < 0.6
+
+
+def test_blends_and_rectangles_take_turns(make_trainer: Any) -> None:
+    """Half of each, where `cut` is a half; only blends have pixels of neither view."""
+    plain = make_trainer(views=NameSamplingConfig(mix=0.0))
+    mixing = make_trainer(views=NameSamplingConfig(mix=1.0, cut=0.5))
+    kinds = []
+    for step in range(40):
+        plain.step = mixing.step = step
+        base, found = plain.draw_batch(), mixing.draw_batch()
+        if found.share < 0.95:
+            gaps = (found.looks.images[:, None] - base.looks.images).abs().amax(dim=2)
+            kinds.append(bool((gaps.amin(dim=1) > 1e-2).any()))
+    assert 0.2 < np.mean(kinds) < 0.8 and len(kinds) > 9
+
+
+def test_rectangles_leave_any_share() -> None:
+    rng = np.random.default_rng(7)
+    drawn = [draw_rectangle(rng) for _ in range(2000)]
+    corners = np.array([rectangle for rectangle, _ in drawn])
+    shares = np.array([share for _, share in drawn])
+    low, high = corners[:, :2], corners[:, 2:]
+    assert (low >= 0).all() and (high <= 1).all() and (low <= high).all()
+    np.testing.assert_allclose(shares, 1 - (high - low).prod(axis=1))
+    assert np.quantile(shares, 0.05) < 0.5 and np.quantile(shares, 0.95) > 0.95
+    middles = (low + high) / 2
+    np.testing.assert_allclose(middles.mean(axis=0), 0.5, atol=0.02)
+
+
+@BOTH
 def test_a_batch_depends_on_seed_and_step_alone(make_trainer: Any, sizes: dict[str, int]) -> None:
     first, second, other = (make_trainer(seed=seed, max_images=2, **sizes) for seed in (0, 0, 1))
     for trainer in (first, other):
@@ -206,6 +268,19 @@ def test_regions_without_a_mask_are_drawn_less(
         assert with_mask > 0 and len(trainer.views) > with_mask
         found = float((~drawn[-1]).float().mean())
         assert found == pytest.approx(alone / (alone + with_mask), abs=0.05)
+
+
+def test_rare_names_are_drawn_more(make_trainer: Any) -> None:
+    """In proportion to the number of regions with the name, to the power."""
+    plain, trainer = (
+        make_trainer(views=NameSamplingConfig(rarity_power=power), box_only_weight=0.5)
+        for power in (0.0, 0.7)
+    )
+    names = trainer.views.names.numpy()
+    counts = np.array([(names == name).sum() for name in names])
+    assert len(set(counts)) > 1
+    np.testing.assert_allclose(trainer.weights / plain.weights, counts**-0.7, rtol=1e-5)
+    assert set(plain.weights.tolist()) == {0.5, 1.0}
 
 
 def test_only_named_regions_are_seen(make_trainer: Any) -> None:

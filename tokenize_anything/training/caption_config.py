@@ -71,6 +71,8 @@ class CaptionConfig:
     fresh_text_decoder: start with a new text decoder, made for the pieces of the tokenizer;
         otherwise that of `init_from` goes on, and the tokenizer must have as many pieces.
     validation: what to describe and score on the way; None for nothing.
+    concept_share: of the regions of a step whose token is mixed with that of another and whose text
+        is the first concept of the mixture, see `concept_captions`.
     batch_size: regions of a step, over all processes.
     num_steps: length of the learning-rate schedule.
     device: "cpu", "cuda", "mps", or "auto".
@@ -87,6 +89,7 @@ class CaptionConfig:
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(peak_lr=1e-3, weight_decay=0.05)
     )
+    concept_share: float = 0.0
     batch_size: int = 64
     num_steps: int = 4000
     text_dropout: float = 0.2
@@ -99,7 +102,7 @@ class CaptionConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, ("batch_size", "num_steps", "save_every", "log_every"))
-        require_fractions(self, ("label_smoothing",))
+        require_fractions(self, ("label_smoothing", "concept_share"))
         validation = self.validation.data if self.validation else self.data
         for name, data in (("data", self.data), ("validation.data", validation)):
             if not data.annotation_files:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tokenize_anything.build import build_model, load_model
+from tokenize_anything.build import build_model, load_model, locate_checkpoint
 from tokenize_anything.checkpoints import save_model
+from tokenize_anything.companions import find_companions
 from tokenize_anything.data.epoch_sampler import BatchShare
 from tokenize_anything.data.region_captions import captioned_regions, draw_texts
 from tokenize_anything.modeling import TAP
@@ -23,6 +24,7 @@ from tokenize_anything.training.caption_config import CaptionConfig
 from tokenize_anything.training.caption_tokenizer import drop_long_texts
 from tokenize_anything.training.caption_validation import CaptionValidator, ScoreCaptions
 from tokenize_anything.training.checkpointing import load_training_state, save_training_state
+from tokenize_anything.training.concept_captions import ConceptCaptions
 from tokenize_anything.training.config import save_config
 from tokenize_anything.training.csv_log import CsvLog
 from tokenize_anything.training.distributed import Processes, wrap_data_parallel
@@ -93,6 +95,7 @@ class CaptionTrainer:
         self.source = RegionTokens(
             self.model, self.records, self.regions, config.tokens, config.seed
         )
+        self.mixtures = self._make_mixtures() if config.concept_share else None
         self.validator = self._make_validator(score)
         self.decoder: nn.Module = self.model.text_decoder
         if self.processes.world > 1:
@@ -156,12 +159,20 @@ class CaptionTrainer:
         rng = np.random.default_rng((config.seed, self.step))
         picks = rng.choice(len(self.regions), config.batch_size, p=self.weights)
         views = self._draw_views(rng)
-        token_ids, is_real = self.tokenizer.encode(draw_texts(self.regions, picks, rng))
+        texts = draw_texts(self.regions, picks, rng)
+        count = round(config.concept_share * len(picks))
+        if count:
+            assert self.mixtures is not None
+            mixed = self.mixtures.mix(tokens, picks[:count], views[:count], rng)
+            texts[:count] = self.mixtures.describe(mixed)
+        token_ids, is_real = self.tokenizer.encode(texts)
         lr = learning_rate(self.step, config.num_steps, config.optimizer)
         set_learning_rate(self.optimizer, lr)
         mine = np.array(self.share.positions)
-        visual = tokens.select(picks[mine], views[mine]).to(self.device)
-        loss = self._loss(visual, token_ids[mine], is_real[mine])
+        visual = tokens.select(picks[mine], views[mine])
+        if count:
+            visual[mine < count] = mixed[mine[mine < count]]
+        loss = self._loss(visual.to(self.device), token_ids[mine], is_real[mine])
         # The processes average their gradients; each counts as much as it has words.
         loss = loss * (is_real[mine, 1:].sum() * self.processes.world / is_real[:, 1:].sum())
         where = self._place(picks[mine])
@@ -234,6 +245,17 @@ class CaptionTrainer:
     def _validates_now(self) -> bool:
         config = self.config.validation
         return config is not None and self.step % config.every == 0
+
+    def _make_mixtures(self) -> ConceptCaptions:
+        """Names for mixtures of tokens, by the concepts that the model came with."""
+        source, pieces = self.config.init_from, self.model.config.vocabulary_size
+        tokenizer = self.config.text_tokenizer
+        concepts = find_companions(source, locate_checkpoint(source), tokenizer, pieces).concepts
+        if concepts is None:
+            raise ValueError(
+                f"concept_share: expected a model with concepts, got {source} without; set it to 0"
+            )
+        return ConceptCaptions(self.model, concepts)
 
     def _make_validator(self, score: ScoreCaptions | None) -> CaptionValidator | None:
         if self.config.validation is None:

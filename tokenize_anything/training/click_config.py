@@ -21,6 +21,10 @@ class ClickConfig(PartConfig):
     batch_size: photos of an update; each gives `clicks.clicks_per_image` clicks.
     prompts: how many clicks follow the first, and how often they correct the network's own mask.
     second_stage_probability: how often a step has more than the first click.
+    outline_boxes: whether boxes without a mask get one first, see `box_outlines`; then regions of
+        which the model is sure enough are clicked too.
+    min_outline_score: lowest IoU score of such a mask.
+    min_outline_side: shortest side of such a box, original pixels.
     mask_weight, dice_weight, iou_weight: of the losses: binary cross-entropy and dice of the
         masks, squared error of the IoU scores.
     """
@@ -30,6 +34,9 @@ class ClickConfig(PartConfig):
     prompts: PromptSamplingConfig = field(default_factory=PromptSamplingConfig)
     batch_size: int = 6
     second_stage_probability: float = 0.4
+    outline_boxes: bool = False
+    min_outline_score: float = 0.6
+    min_outline_side: float = 8.0
     mask_weight: float = 1.0
     dice_weight: float = 1.0
     iou_weight: float = 1.0
@@ -38,7 +45,9 @@ class ClickConfig(PartConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_counts(self, ("click_size", "batch_size"))
-        require_fractions(self, ("second_stage_probability",))
+        require_fractions(self, ("second_stage_probability", "min_outline_score"))
+        if not self.min_outline_side > 0:
+            raise ValueError(f"min_outline_side: expected more than 0, got {self.min_outline_side}")
         if self.num_workers < 0:
             raise ValueError(f"num_workers: expected at least 0, got {self.num_workers}")
         if self.click_size % 64:

@@ -20,6 +20,7 @@ from tokenize_anything.data.prompt_sampling import PADDING_COORD, PromptSampler,
 from tokenize_anything.image_transform import normalize_pixels
 from tokenize_anything.modeling import TAP
 from tokenize_anything.modeling.click_segmenter import NUM_WINDOWS, ClickOutputs
+from tokenize_anything.training.box_outlines import outline_boxes
 from tokenize_anything.training.click_config import ClickConfig
 from tokenize_anything.training.epoch_loader import load_epochs
 from tokenize_anything.training.outline_losses import outline_losses
@@ -60,7 +61,14 @@ class ClickTrainer(PartTrainer[ClickConfig, ClickBatch]):
             ValueError: there are none.
         """
         config = self.config
-        records = [record for record in data.records if masked_regions(record)]
+        known = data.records
+        if config.outline_boxes:
+            with self.autocast():
+                known = outline_boxes(
+                    self.model.eval(), known, min_score=config.min_outline_score,
+                    min_side=config.min_outline_side,
+                )  # fmt: skip
+        records = [record for record in known if masked_regions(record)]
         if not records:
             raise ValueError("data: expected photos with masks, got none")
         records = choose_records(records, config.max_images)

@@ -83,6 +83,20 @@ class Looks:
         values = (self.images, self.boxes, self.masks)
         return Looks(*(share * value + (1 - share) * value[order] for value in values))
 
+    def paste(self, rectangle: Sequence[float], order: Tensor) -> Looks:
+        """Each view (R,) with a rectangle of the view `order` names (Yun et al. 2019).
+
+        Args:
+            rectangle: left, top, right, bottom as shares of the side.
+            order: (R,) rows.
+        """
+        side = self.images.shape[-1]
+        x0, y0, x1, y1 = (round(side * share) for share in rectangle)
+        is_pasted = torch.zeros(side, side, dtype=torch.bool)
+        is_pasted[y0:y1, x0:x1] = True
+        values = (self.images, self.boxes, self.masks)
+        return Looks(*(torch.where(is_pasted, value[order], value) for value in values))
+
     def to(self, device: torch.device) -> Looks:
         """The same on another device."""
         return Looks(self.images.to(device), self.boxes.to(device), self.masks.to(device))

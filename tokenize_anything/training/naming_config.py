@@ -13,7 +13,7 @@ class NameSamplingConfig:
     """How the views of named regions vary.
 
     zoom_range: long side of the box as a share of the view's side, log-uniform; a crop that is kept
-        shows no more than the lowest, half of the side.
+        shows no more than the lowest, half of the side; over 1 a view may cut the region off.
     max_shift: of the view's middle from that of the box, as a share of the view's side.
     turn, stretch: standard deviations of the angle, radians, and of the logarithm of the ratio of
         the sides.
@@ -25,6 +25,9 @@ class NameSamplingConfig:
     hide_mask: probability that the mask is not shown, and the box counts in its place.
     mix: both parameters of the beta distribution of how two views are mixed (Zhang et al. 2018,
         "mixup"), in half of the steps; 0 for none.
+    cut: share of these steps in which a rectangle of the other view is pasted instead (Yun et al.
+        2019, "CutMix").
+    rarity_power: a region is drawn in proportion to (how often its name occurs) ** -rarity_power.
     """
 
     zoom_range: tuple[float, float] = (0.5, 1.0)
@@ -36,13 +39,15 @@ class NameSamplingConfig:
     erase: float = 0.25
     hide_mask: float = 0.15
     mix: float = 0.3
+    cut: float = 0.0
+    rarity_power: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.zoom_range
-        if not 0.5 <= low <= high <= 1:
-            raise ValueError(f"zoom_range: expected 0.5 <= low <= high <= 1, got {(low, high)}")
-        require_fractions(self, ("max_shift", "colour", "flip", "erase", "hide_mask"))
-        for name in ("turn", "stretch", "mix"):
+        if not 0.5 <= low <= high <= 2:
+            raise ValueError(f"zoom_range: expected 0.5 <= low <= high <= 2, got {(low, high)}")
+        require_fractions(self, ("max_shift", "colour", "flip", "erase", "hide_mask", "cut"))
+        for name in ("turn", "stretch", "mix", "rarity_power"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
 

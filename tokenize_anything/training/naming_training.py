@@ -87,7 +87,9 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
         with self.autocast():
             tokens = named_tokens(self.model.eval(), records, data.texts, names)
         self.views = dataclasses.replace(views, tokens=tokens)
+        counts = torch.bincount(self.views.names)[self.views.names].float()
         self.weights = torch.where(self.views.has_mask, 1.0, config.box_only_weight)
+        self.weights = self.weights * counts**-config.views.rarity_power
 
     def batches(self) -> Iterator[NamedBatch]:
         """Views of regions drawn at random, with replacement."""
@@ -111,9 +113,13 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
         share, order = 1.0, torch.arange(len(rows))
         rng = np.random.default_rng((config.seed, self.step))
         if config.views.mix and rng.random() < 0.5:
-            share = float(rng.beta(config.views.mix, config.views.mix))
             order = torch.randperm(len(rows), generator=generator)
-            looks, wide = looks.mix(share, order), wide and wide.mix(share, order)
+            if config.views.cut and rng.random() < config.views.cut:
+                rectangle, share = draw_rectangle(rng)
+                looks, wide = looks.paste(rectangle, order), wide and wide.paste(rectangle, order)
+            else:
+                share = float(rng.beta(config.views.mix, config.views.mix))
+                looks, wide = looks.mix(share, order), wide and wide.mix(share, order)
             tokens = share * tokens + (1 - share) * tokens[order]
         photos = tuple(self.views.photos[row] for row in rows.tolist())
         return NamedBatch(looks, tokens, names, names[order], share, photos, wide)
@@ -148,6 +154,17 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
     def names_of(self, batch: NamedBatch) -> Sequence[str]:
         """Names of the photos."""
         return batch.photos
+
+
+def draw_rectangle(rng: np.random.Generator) -> tuple[tuple[float, ...], float]:
+    """A rectangle of any area about any point, and the share of the unit square it leaves.
+
+    Returns:
+        left, top, right, bottom in [0, 1]; and the share.
+    """
+    side, middle = np.sqrt(rng.random()), rng.random(2)
+    low, high = (middle - side / 2).clip(0, 1), (middle + side / 2).clip(0, 1)
+    return (*low.tolist(), *high.tolist()), float(1 - (high - low).prod())
 
 
 def draw_training_looks(
