@@ -78,9 +78,8 @@ def answer_plainly(
     pixels = normalize_pixels(torch.from_numpy(np.stack(shown)), model.config.pixels)[None]
     coords = torch.from_numpy(np.stack([window.points_in_view(points) for window in windows]))
     asked = pixels, coords[None], torch.from_numpy(labels.copy())[None]
-    plain, mirrored = network(*asked), network(*asked, mirrored=True)
-    scores = ((plain.iou_scores + mirrored.iou_scores) / 2)[0].numpy()
+    found = network(*asked, twice=True)
+    scores = found.iou_scores[0].numpy()
     best = int(scores.argmax())
-    logits = (plain.mask_logits[0, best] + mirrored.mask_logits[0, best]) / 2
-    mask = windows[best].restore_mask(logits.numpy(), (HEIGHT, WIDTH))
+    mask = windows[best].restore_mask(found.mask_logits[0, best].numpy(), (HEIGHT, WIDTH))
     return mask, float(scores[best]), best, scores

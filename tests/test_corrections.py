@@ -87,11 +87,10 @@ def outline_plainly(
         shown = mask_as_picture(corrected[y0:y1, x0:x1], predictor)
     asked = pixels, torch.from_numpy(coords), torch.from_numpy(prompt.labels.copy()), shown
     segmenter = networks_of(predictor)[1]
-    plain, mirrored = segmenter(*asked), segmenter(*asked, mirrored=True)
+    found = segmenter(*asked, twice=True)
     mask = np.zeros((HEIGHT, WIDTH), bool)
-    logits = (plain.mask_logits + mirrored.mask_logits) / 2
-    mask[y0:y1, x0:x1] = restore_masks(logits, frame)[0]
-    return mask, float(plain.iou_scores[0] + mirrored.iou_scores[0]) / 2
+    mask[y0:y1, x0:x1] = restore_masks(found.mask_logits, frame)[0]
+    return mask, float(found.iou_scores[0])
 
 
 def around_mask(mask: np.ndarray, prompt: PointPrompts) -> np.ndarray:

@@ -44,12 +44,10 @@ def outline_plainly(
     segmenter = predictor.model.view_segmenter
     assert segmenter is not None
     asked = pixels, torch.from_numpy(coords), torch.from_numpy(prompt.labels.copy())
-    plain, mirrored = segmenter(*asked), segmenter(*asked, mirrored=True)
+    found = segmenter(*asked, twice=True)
     mask = np.zeros((HEIGHT, WIDTH), bool)
-    logits = (plain.mask_logits + mirrored.mask_logits) / 2
-    mask[y0:y1, x0:x1] = restore_masks(logits, frame)[0]
-    score = float(plain.iou_scores[0] + mirrored.iou_scores[0]) / 2
-    return mask, score, (plain.semantic_embeddings[0] + mirrored.semantic_embeddings[0]) / 2
+    mask[y0:y1, x0:x1] = restore_masks(found.mask_logits, frame)[0]
+    return mask, float(found.iou_scores[0]), found.semantic_embeddings[0]
 
 
 def without_segmenter(predictor: TAPPredictor) -> TAPPredictor:

@@ -64,17 +64,15 @@ def _answer(
         for row, some in enumerate(windows)
     ]
     pixels = show_windows(model, rgb, [window for some in windows for window in some])
-    asked = (
+    outputs = network(
         pixels.unflatten(0, (len(windows), -1)),
         torch.from_numpy(np.array(coords)).to(model.device),
         torch.from_numpy(prompts.labels[:, :num_points].copy()).to(model.device),
+        twice=True,
     )
-    looks = [network(*asked, mirrored=mirrored) for mirrored in (False, True)]
-    scores = (looks[0].iou_scores + looks[1].iou_scores) / 2
-    best = scores.argmax(dim=1, keepdim=True)
-    chosen = [look.mask_logits[torch.arange(len(best)), best[:, 0].cpu()] for look in looks]
-    logits = ((chosen[0].float() + chosen[1].float()) / 2).cpu().numpy()
-    return _restore(logits, windows, best[:, 0].tolist(), image_hw), scores.gather(1, best)[:, 0]
+    scores, best = outputs.iou_scores.max(dim=1)
+    logits = outputs.mask_logits[torch.arange(len(best)), best.cpu()].float().cpu().numpy()
+    return _restore(logits, windows, best.tolist(), image_hw), scores
 
 
 def _restore(

@@ -98,7 +98,7 @@ def name_regions(
         pixels, places = _show(model, rgb, close, boxes)
         inside = np.stack([view.show(masks[row]) for view, row in zip(close, some, strict=True)])
         outlines = torch.from_numpy(inside).to(model.device).float() / 255
-        features = namer(pixels, places, outlines) + namer(pixels, places, outlines, mirrored=True)
+        features = namer(pixels, places, outlines, twice=True)
         if namer.wide is not None:
             wide = [
                 CentredView.around(
@@ -108,9 +108,9 @@ def name_regions(
             ]
             pixels, places = _show(model, rgb, wide, boxes)
             drawn = cover_boxes(places, config.wide_size)
-            around = [namer.look_around(pixels, drawn, mirrored=each) for each in (False, True)]
-            features = torch.cat([features, around[0] + around[1]], dim=1)
-        tokens = namer.fuse(features / 2, semantic_tokens[some])
+            around = namer.look_around(pixels, drawn, twice=True)
+            features = torch.cat([features, around], dim=1)
+        tokens = namer.fuse(features, semantic_tokens[some])
         embeddings = namer.semantic_head(tokens)
         for row, token, embedding in zip(some, tokens, embeddings, strict=True):
             yield RegionName(row, token, embedding)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokenize_anything.image_transform import ImageFrame, restore_masks
-from tokenize_anything.modeling import TAP, ViewOutputs
+from tokenize_anything.modeling import TAP
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.views import PreparedViews, View, prepare_views, view_points
 
@@ -103,10 +103,7 @@ def outline_regions(
     image_hw = (rgb.shape[0], rgb.shape[1])
     for some, seen in show_views(model, rgb, prompts, extents):
         masks = show_masks(corrected or {}, some, seen.frames).to(model.device)
-        asked = seen.pixels, seen.coords_xy, seen.labels, masks
-        outputs = ViewOutputs.mean(
-            [model.view_segmenter(*asked, mirrored=mirrored) for mirrored in (False, True)]
-        )
+        outputs = model.view_segmenter(seen.pixels, seen.coords_xy, seen.labels, masks, twice=True)
         for index, view in enumerate(some):
             x0, y0, x1, y1 = view.window_xyxy
             mask = np.zeros(image_hw, bool)

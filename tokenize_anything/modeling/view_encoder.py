@@ -93,6 +93,22 @@ def decode_levels(up: nn.ModuleList, levels: list[Tensor]) -> list[Tensor]:
     return decoded
 
 
+def add_mirrored(values: Tensor) -> Tensor:
+    """Values (R,...,v) of views and, behind them, the same flipped left to right, (2R,...,v)."""
+    return torch.cat([values, values.flip(-1)])
+
+
+def mean_of_both(values: Tensor, *, flip: bool = False) -> Tensor:
+    """Mean (R,...) of what was said about views and about the same mirrored, (2R,...).
+
+    Args:
+        values: the mirrored ones behind the others.
+        flip: whether they are pictures, to be flipped back.
+    """
+    plain, mirrored = values.chunk(2)
+    return (plain + (mirrored.flip(-1) if flip else mirrored)) / 2
+
+
 def cover_boxes(boxes_xyxy: Tensor, side: int) -> Tensor:
     """How much of each pixel of a view a box covers.
 

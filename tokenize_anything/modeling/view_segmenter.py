@@ -7,9 +7,7 @@ form is that of a U-Net (Ronneberger et al. 2015) on a `ViewEncoder`.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +17,11 @@ from tokenize_anything.config import PointLabel, TAPConfig
 from tokenize_anything.modeling.layers import PredictionHead
 from tokenize_anything.modeling.view_encoder import (
     ViewEncoder,
+    add_mirrored,
     conv_norm,
     cover_boxes,
     decode_levels,
+    mean_of_both,
     pool_levels,
 )
 
@@ -43,14 +43,13 @@ class ViewOutputs:
     iou_scores: Tensor
     semantic_embeddings: Tensor
 
-    @classmethod
-    def mean(cls, parts: Sequence[ViewOutputs]) -> ViewOutputs:
-        """The mean of what was said about the same views several times."""
-        stacked = {
-            field.name: torch.stack([getattr(part, field.name) for part in parts])
-            for field in dataclasses.fields(cls)
-        }
-        return cls(**{name: values.mean(dim=0) for name, values in stacked.items()})
+    def mean_of_both(self) -> ViewOutputs:
+        """The mean of what was said about R/2 views and, behind them, the same mirrored."""
+        return ViewOutputs(
+            mask_logits=mean_of_both(self.mask_logits, flip=True),
+            iou_scores=mean_of_both(self.iou_scores),
+            semantic_embeddings=mean_of_both(self.semantic_embeddings),
+        )
 
 
 def draw_prompt_maps(coords_xy: Tensor, labels: Tensor, side: int) -> Tensor:
@@ -100,7 +99,7 @@ class ViewSegmenter(ViewEncoder):
         labels: Tensor,
         masks: Tensor | None = None,
         *,
-        mirrored: bool = False,
+        twice: bool = False,
     ) -> ViewOutputs:
         """Outline one region in each view.
 
@@ -110,19 +109,20 @@ class ViewSegmenter(ViewEncoder):
             labels: (R,N) point labels 0..4.
             masks: (R,v,v) in [0, 1], what the clicks correct, for a network that `corrects`; empty
                 ones, or None, where there is nothing to correct.
-            mirrored: look at everything flipped left to right, and flip the masks back.
+            twice: look at everything flipped left to right too, and take the mean of both.
         """
         maps = draw_prompt_maps(coords_xy, labels, pixels.shape[-1])
         if self.corrects:
             masks = torch.zeros_like(maps[:, 0]) if masks is None else masks.to(maps.dtype)
             maps = torch.cat([maps, masks[:, None]], dim=1)
-        if mirrored:
-            pixels, maps = pixels.flip(-1), maps.flip(-1)
+        if twice:
+            pixels, maps = add_mirrored(pixels), add_mirrored(maps)
         levels = decode_levels(self.up, self.encode(pixels, maps))
         logits = self.mask_head(levels[0])[:, 0]
         features = pool_levels(levels, logits.detach().sigmoid())
-        return ViewOutputs(
-            mask_logits=logits.flip(-1) if mirrored else logits,
+        outputs = ViewOutputs(
+            mask_logits=logits,
             iou_scores=self.iou_head(features)[:, 0].float(),
             semantic_embeddings=self.semantic_head(features),
         )
+        return outputs.mean_of_both() if twice else outputs
