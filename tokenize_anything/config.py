@@ -227,7 +227,7 @@ def tap_tiny() -> TAPConfig:
         zoom=0.5,
         view_dim=24,
         view_corrects=True,
-        namer_size=96,
+        namer_size=128,
         wide_size=64,
         click_size=64,
     )

@@ -37,7 +37,7 @@ class SentenceTower:
         ImportError: the package that carries the encoder is missing.
     """
 
-    logit_scale = 25.83150  # of tap_tiny's vocabulary; sentence encoders have none of their own
+    logit_scale = 27.97625  # of tap_tiny's vocabulary; sentence encoders have none of their own
 
     def __init__(self) -> None:
         try:

@@ -50,13 +50,11 @@ def train(data: Path, out: Path, configs: Path = CONFIGS) -> Path:
         train_caption_tokenizer(config.data.annotation_files, config.text_tokenizer)
     trainer = CaptionTrainer(config)
     pack_stages(trainer, trainer.run(), out / "without_outlines.safetensors")
-    views, corrections = (
-        read_config(ViewConfig, configs / f"tap_tiny_{name}.yaml", data, out)
-        for name in ("views", "corrections")
-    )
-    ViewTrainer(views, embed).run()
-    ClickTrainer(read_config(ClickConfig, configs / "tap_tiny_clicks.yaml", data, out)).run()
-    ViewTrainer(corrections, embed).run()
+    for outlines, clicks in (("views", "clicksa"), ("corrections", "clicksb")):
+        path = configs / f"tap_tiny_{outlines}.yaml"
+        ViewTrainer(read_config(ViewConfig, path, data, out), embed).run()
+        path = configs / f"tap_tiny_{clicks}.yaml"
+        ClickTrainer(read_config(ClickConfig, path, data, out)).run()
     for path in sorted(configs.glob("tap_tiny_names?.yaml")):
         naming = read_config(NamingConfig, path, data, out)
         named = NamerTrainer(naming, embed).run()

@@ -49,7 +49,7 @@ def tool() -> Iterator[ModuleType]:
 
 def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
     files = sorted(tool.CONFIGS.glob("tap_tiny_*.yaml"))
-    kinds = [re.sub("tap_tiny_(stage1|names).", r"\1", path.stem) for path in files]
+    kinds = [re.sub("tap_tiny_(stage1|clicks|names).", r"\1", path.stem) for path in files]
     phases = [
         load_config(PretrainConfig, f)
         for f, kind in zip(files, kinds, strict=True)
@@ -60,21 +60,22 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
         for f, kind in zip(files, kinds, strict=True)
         if kind == "names"
     ]
-    others = ("captions", "clicks", "corrections", "stage2", "views")
-    assert set(kinds) == {"stage1", "names", *(f"tap_tiny_{name}" for name in others)}
+    others = ("captions", "corrections", "stage2", "views")
+    assert set(kinds) == {"stage1", "clicks", "names", *(f"tap_tiny_{name}" for name in others)}
     assert phases[0].init_from is None
     stage2 = load_config(CaptionConfig, tool.CONFIGS / "tap_tiny_stage2.yaml")
     views = load_config(ViewConfig, tool.CONFIGS / "tap_tiny_views.yaml")
-    clicks = load_config(ClickConfig, tool.CONFIGS / "tap_tiny_clicks.yaml")
+    clicks = [load_config(ClickConfig, tool.CONFIGS / f"tap_tiny_clicks{x}.yaml") for x in "ab"]
     corrections = load_config(ViewConfig, tool.CONFIGS / "tap_tiny_corrections.yaml")
     captions = load_config(CaptionConfig, tool.CONFIGS / "tap_tiny_captions.yaml")
     assert not captions.fresh_text_decoder and captions.text_tokenizer == stage2.text_tokenizer
     assert views.init_from == "without_outlines.safetensors"
-    rows: list[list[Any]] = [[*phases, stage2], [views, clicks, corrections, *names, captions]]
+    rows: list[list[Any]] = [[*phases, stage2], [views, clicks[0], corrections, clicks[1]]]
+    rows[1] += [*names, captions]
     for row in rows:
         for before, after in itertools.pairwise(row):
             assert after.init_from == f"{before.output_folder}/model.safetensors"
-    for kin in (phases, names):
+    for kin in (phases, clicks, names):
         assert len({config.seed for config in kin}) == len(kin)
     last = config_to_dict(phases[-1].model)
     different = {k for k, v in config_to_dict(tap_tiny()).items() if v != last[k]}
@@ -84,9 +85,10 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
     for part in (views, corrections):
         assert (part.view_dim, part.view_size) == (tap_tiny().view_dim, tap_tiny().view_size)
     assert corrections.view_corrects == tap_tiny().view_corrects
-    assert {config.namer_size for config in names} == {tap_tiny().namer_size}
+    assert names[-1].namer_size == tap_tiny().namer_size
     assert names[-1].wide_size == tap_tiny().wide_size
-    assert clicks.click_size == tap_tiny().click_size
+    assert {config.click_size for config in clicks} == {tap_tiny().click_size}
+    assert [config.outline_boxes for config in clicks] == [False, True]
     assert (stage2.image_size or phases[-1].model.image_size) == tap_tiny().image_size
 
 
@@ -116,9 +118,10 @@ def write_recipe(folder: Path, data: Path, out: Path) -> None:
         ("stage1b", first, "b", "a/model.safetensors"),
         ("stage2", told, "c", "b/model.safetensors"),
         ("views", outlines, "v", "without_outlines.safetensors"),
-        ("clicks", clicks, "k", "v/model.safetensors"),
-        ("corrections", corrections, "o", "k/model.safetensors"),
-        ("namesa", named, "na", "o/model.safetensors"),
+        ("clicksa", clicks, "ka", "v/model.safetensors"),
+        ("corrections", corrections, "o", "ka/model.safetensors"),
+        ("clicksb", dataclasses.replace(clicks, outline_boxes=True), "kb", "o/model.safetensors"),
+        ("namesa", named, "na", "kb/model.safetensors"),
         ("namesb", named, "nb", "na/model.safetensors"),
         ("namesc", wider, "nc", "nb/model.safetensors"),
         ("captions", again, "d", "nc/model.safetensors"),
@@ -165,8 +168,10 @@ def test_all_phases_run_and_are_packed_into_one_file(
     assert parts == {"text_decoder"}
     parts = {name.partition(".")[0] for name in changed_since("without_outlines.safetensors")}
     assert parts == {"text_decoder", "click_segmenter", "view_segmenter", "view_namer"}
-    corrected = {name for name in changed_since("k/model.safetensors") if "segmenter" in name}
-    assert corrected and all(name.startswith("view_segmenter") for name in corrected)
+    parts = {name.partition(".")[0] for name in changed_since("o/model.safetensors")}
+    assert parts == {"text_decoder", "click_segmenter", "view_namer"}
+    corrected = {name for name in changed_since("ka/model.safetensors") if "segmenter" in name}
+    assert {name.partition(".")[0] for name in corrected} == {"view_segmenter", "click_segmenter"}
     learnt = {name for name in changed_since("c/model.safetensors") if "decoder." in name}
     assert "image_decoder.semantic_head" in learnt
     tool.train(data, out, tmp_path / "configs")  # all is finished already
