@@ -51,6 +51,10 @@ def outline_boxes(
         regions = list(record.regions)
         if rows:
             prompts = PointPrompts.from_boxes([regions[row].box_xyxy for row in rows])
+            try:
+                prompts.validate_for_image(record.height, record.width)
+            except ValueError as error:
+                raise ValueError(f"image: {record.path}: {error}") from error
             image = read_image(record)
             for found in outline_regions(model, image, prompts, known_extents(prompts)):
                 if float(found.iou_score) >= min_score and found.mask.any():
