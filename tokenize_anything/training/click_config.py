@@ -8,6 +8,7 @@ from tokenize_anything.data.click_dataset import ClickSamplingConfig
 from tokenize_anything.data.prompt_sampling import PromptSamplingConfig
 from tokenize_anything.training.config import require_counts, require_fractions
 from tokenize_anything.training.part_config import PartConfig
+from tokenize_anything.training.view_variation import VariationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class ClickConfig(PartConfig):
 
     click_size: side of each window, pixels, a multiple of 64.
     batch_size: photos of an update; each gives `clicks.clicks_per_image` clicks.
+    variation: how windows vary beyond colour.
     prompts: how many clicks follow the first, and how often they correct the network's own mask.
     second_stage_probability: how often a step has more than the first click.
     outline_boxes: whether boxes without a mask get one first, see `box_outlines`; then regions of
@@ -31,6 +33,7 @@ class ClickConfig(PartConfig):
 
     click_size: int = 64
     clicks: ClickSamplingConfig = field(default_factory=ClickSamplingConfig)
+    variation: VariationConfig = field(default_factory=VariationConfig)
     prompts: PromptSamplingConfig = field(default_factory=PromptSamplingConfig)
     batch_size: int = 6
     second_stage_probability: float = 0.4

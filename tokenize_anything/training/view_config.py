@@ -8,6 +8,7 @@ from tokenize_anything.data.prompt_sampling import PromptSamplingConfig
 from tokenize_anything.data.view_dataset import ViewSamplingConfig
 from tokenize_anything.training.config import require_counts, require_fractions
 from tokenize_anything.training.part_config import PartConfig
+from tokenize_anything.training.view_variation import VariationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class ViewConfig(PartConfig):
         doing so, unless `fresh`. Corrections then go in rounds, of all views drawn around clicks
         and of half of those around boxes.
     batch_size: photos of an update; each gives `views.views_per_image` views.
+    variation: how views vary beyond colour.
     prompts: how boxes are jittered and how many clicks follow; its probabilities say how often a
         step corrects the segmenter's own masks instead of taking clicks from the truth.
     second_stage_probability: how often a step has more than the first box or click.
@@ -31,6 +33,7 @@ class ViewConfig(PartConfig):
     view_size: int = 128
     view_corrects: bool = False
     views: ViewSamplingConfig = field(default_factory=ViewSamplingConfig)
+    variation: VariationConfig = field(default_factory=VariationConfig)
     prompts: PromptSamplingConfig = field(default_factory=PromptSamplingConfig)
     batch_size: int = 12
     second_stage_probability: float = 0.5
