@@ -65,7 +65,8 @@ def load_model(
             .safetensors or published-format .pkl file.
         device: "auto" takes CUDA, then MPS, then the CPU.
         dtype: "float32", "float16", "bfloat16" or the torch dtype; "auto" is bfloat16 on CUDA
-            (float16 where the GPU lacks it) and float32 elsewhere.
+            (float16 where the GPU lacks it) and float32 elsewhere; on CPUs that compute bfloat16
+            natively the small networks for views (`TAP.fast_views`) then run in it.
         config: what the file must contain; None accepts any. Pixel facts are not compared.
         drop_path: see `build_model`; the three rates matter in training mode only.
         decoder_dropout: see `build_model`.
@@ -79,13 +80,16 @@ def load_model(
         ConnectionError, PermissionError: see `hub.download`.
     """
     device = choose_device(device)
+    is_chosen = dtype == "auto"
     dtype = choose_dtype(dtype, device)
     rates = _checked_rates(drop_path, decoder_dropout, text_dropout)
     path = locate_checkpoint(name_or_path)
     found, state = read_weights(path, dtype=dtype, device=device)
     if config is not None:
         _check_sizes(found, config, path)
-    return _assemble(found, state, rates)
+    model = _assemble(found, state, rates)
+    model.fast_views = is_chosen and device.type == "cpu" and has_bfloat16_units()
+    return model
 
 
 def read_weights(
@@ -175,6 +179,12 @@ def choose_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def has_bfloat16_units() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices in hardware (AMX), as far as torch can tell."""
+    facts = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(facts.get("amx_bf16", False))
 
 
 def _assemble(config: TAPConfig, state: Mapping[str, Tensor], rates: dict[str, float]) -> TAP:

@@ -64,12 +64,13 @@ def _answer(
         for row, some in enumerate(windows)
     ]
     pixels = show_windows(model, rgb, [window for some in windows for window in some])
-    outputs = network(
-        pixels.unflatten(0, (len(windows), -1)),
-        torch.from_numpy(np.array(coords)).to(model.device),
-        torch.from_numpy(prompts.labels[:, :num_points].copy()).to(model.device),
-        twice=True,
-    )
+    with model.view_precision():
+        outputs = network(
+            pixels.unflatten(0, (len(windows), -1)),
+            torch.from_numpy(np.array(coords)).to(model.device),
+            torch.from_numpy(prompts.labels[:, :num_points].copy()).to(model.device),
+            twice=True,
+        )
     scores, best = outputs.iou_scores.max(dim=1)
     logits = outputs.mask_logits[torch.arange(len(best)), best.cpu()].float().cpu().numpy()
     return _restore(logits, windows, best.tolist(), image_hw), scores

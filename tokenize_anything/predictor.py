@@ -103,7 +103,8 @@ class TAPPredictor:
             name_or_path: "tap_tiny" (built in, offline), "tap_vit_b", "tap_vit_l", "tap_vit_h"
                 (published weights, from the hub), a .safetensors file or a published .pkl file.
             device: "auto", "cpu", "cuda", "mps" or a torch device.
-            dtype: "auto" is float32 on the CPU and bfloat16 on CUDA.
+            dtype: "auto" is bfloat16 on CUDA and float32 on the CPU; where that computes bfloat16
+                natively, "auto" runs the small networks of the second look in it, "float32" not.
             concepts: a concept file; "merged_2560", "lvis_1203" or "coco_80" (published, from the
                 hub); a vocabulary; or a list of names. Names that the model's own vocabulary lacks
                 are embedded with the text encoder its concept space belongs to.
@@ -119,7 +120,7 @@ class TAPPredictor:
         """
         check_tokenizer_source(text_tokenizer)
         device = choose_device(device)
-        dtype = choose_dtype(dtype, device)
+        choose_dtype(dtype, device)  # a wrong one is named before anything is read
         vocabulary = read_concepts(concepts)
         path = locate_checkpoint(name_or_path)
         model = load_model(path, device=device, dtype=dtype)

@@ -95,25 +95,28 @@ def name_regions(
         close = [
             CentredView.around(box, rgb.shape[:2], config.namer_size, NAMING_ZOOM) for box in boxes
         ]
-        pixels, places = _show(model, rgb, close, boxes)
         inside = np.stack([view.show(masks[row]) for view, row in zip(close, some, strict=True)])
         outlines = torch.from_numpy(inside).to(model.device).float() / 255
-        features = namer(pixels, places, outlines, twice=True)
-        if namer.wide is not None:
-            wide = [
-                CentredView.around(
-                    box, rgb.shape[:2], config.wide_size, wide_zoom(box, rgb.shape[:2])
-                )
-                for box in boxes
-            ]
-            pixels, places = _show(model, rgb, wide, boxes)
-            drawn = cover_boxes(places, config.wide_size)
-            around = namer.look_around(pixels, drawn, twice=True)
-            features = torch.cat([features, around], dim=1)
-        tokens = namer.fuse(features, semantic_tokens[some])
-        embeddings = namer.semantic_head(tokens)
+        with model.view_precision():
+            features = namer(*_show(model, rgb, close, boxes), outlines, twice=True)
+            if namer.wide is not None:
+                around = _look_around(model, rgb, boxes)
+                features = torch.cat([features, around], dim=1)
+            tokens = namer.fuse(features, semantic_tokens[some])
+            embeddings = namer.semantic_head(tokens)
         for row, token, embedding in zip(some, tokens, embeddings, strict=True):
             yield RegionName(row, token, embedding)
+
+
+def _look_around(
+    model: TAP, rgb: NDArray[np.uint8], boxes_xyxy: Sequence[NDArray[np.floating]]
+) -> Tensor:
+    """Features of the wider views of boxes."""
+    namer, side, image_hw = model.view_namer, model.config.wide_size, rgb.shape[:2]
+    assert namer is not None
+    views = [CentredView.around(b, image_hw, side, wide_zoom(b, image_hw)) for b in boxes_xyxy]
+    pixels, places = _show(model, rgb, views, boxes_xyxy)
+    return namer.look_around(pixels, cover_boxes(places, side), twice=True)
 
 
 def _show(

@@ -103,7 +103,10 @@ def outline_regions(
     image_hw = (rgb.shape[0], rgb.shape[1])
     for some, seen in show_views(model, rgb, prompts, extents):
         masks = show_masks(corrected or {}, some, seen.frames).to(model.device)
-        outputs = model.view_segmenter(seen.pixels, seen.coords_xy, seen.labels, masks, twice=True)
+        with model.view_precision():
+            outputs = model.view_segmenter(
+                seen.pixels, seen.coords_xy, seen.labels, masks, twice=True
+            )
         for index, view in enumerate(some):
             x0, y0, x1, y1 = view.window_xyxy
             mask = np.zeros(image_hw, bool)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,8 @@ from tokenize_anything.modeling.view_segmenter import ViewSegmenter
 class TAP(nn.Module):
     """The network. Tensors in, tensors out; pixels and coordinates are in the model frame.
 
+    `fast_views` says whether the networks for views run in bfloat16, whatever the weights are in.
+
     Args:
         config: sizes.
         drop_path: stochastic depth of the last encoder block; earlier ones ramp up to it.
@@ -40,6 +44,7 @@ class TAP(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.fast_views = False
         self.image_encoder = ImageEncoder(config, drop_path)
         self.prompt_encoder = PromptEncoder(config.decoder_dim, config.image_size)
         self.image_decoder = ImageDecoder(config, decoder_dropout)
@@ -48,6 +53,12 @@ class TAP(nn.Module):
         has_clicks = config.view_dim and config.click_size
         self.click_segmenter = ClickSegmenter(config) if has_clicks else None
         self.view_namer = ViewNamer(config) if config.view_dim and config.namer_size else None
+
+    def view_precision(self) -> AbstractContextManager[object]:
+        """Where networks for views run: in bfloat16 if `fast_views`, else as the caller does."""
+        if not self.fast_views:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B,3,S,S) normalised pixels to image_features (B,C,h,w)."""
