@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenize_anything.centred_views import CentredView
+from tokenize_anything.centred_views import CentredView, ImagePyramid
 from tokenize_anything.click_windows import list_windows, show_windows
 from tokenize_anything.config import PointLabel
 from tokenize_anything.modeling import TAP
@@ -40,20 +40,23 @@ def write_click_masks(
         rows: of the prompts to answer, see `clicked_rows`.
         target: changed in place.
     """
+    photo = ImagePyramid(rgb)
     for num_points in np.unique(prompts.num_points[rows]).tolist():
         alike = rows[prompts.num_points[rows] == num_points]
         for start in range(0, len(alike), PROMPTS_AT_ONCE):
             some = alike[start : start + PROMPTS_AT_ONCE]
             part = prompts[some]
-            for row, mask, score in zip(some, *_answer(model, rgb, part, num_points), strict=True):
+            for row, mask, score in zip(
+                some, *_answer(model, photo, part, num_points), strict=True
+            ):
                 target.masks[row], target.iou_scores[row] = mask, score
 
 
 def _answer(
-    model: TAP, rgb: NDArray[np.uint8], prompts: PointPrompts, num_points: int
+    model: TAP, photo: ImagePyramid, prompts: PointPrompts, num_points: int
 ) -> tuple[Iterator[NDArray[np.bool_]], Tensor]:
     """Masks (H,W) and scores (R,) of prompts that have so many points."""
-    network, config, image_hw = model.click_segmenter, model.config, rgb.shape[:2]
+    network, config, image_hw = model.click_segmenter, model.config, photo.shape[:2]
     assert network is not None
     windows = [
         list_windows(middle_click(prompts, row), image_hw, config.click_size)
@@ -63,7 +66,7 @@ def _answer(
         [window.points_in_view(prompts.coords_xy[row, :num_points]) for window in some]
         for row, some in enumerate(windows)
     ]
-    pixels = show_windows(model, rgb, [window for some in windows for window in some])
+    pixels = show_windows(model, photo, [window for some in windows for window in some])
     with model.view_precision():
         outputs = network(
             pixels.unflatten(0, (len(windows), -1)),

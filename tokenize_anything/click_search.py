@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenize_anything.centred_views import CentredView
+from tokenize_anything.centred_views import CentredView, ImagePyramid
 from tokenize_anything.click_windows import list_windows, show_windows
 from tokenize_anything.config import PointLabel
 from tokenize_anything.everything_config import POINTS_PER_ROUND, EverythingConfig, plan_views
@@ -146,13 +146,14 @@ def search_by_clicks(
         at most `max_regions` masks.
     """
     at_once = config.points_per_batch or CLICKS_AT_ONCE
-    found = _judge_clicks(model, rgb, clicks_xy[:0], config)
+    photo = ImagePyramid(rgb)
+    found = _judge_clicks(model, photo, clicks_xy[:0], config)
     for first in range(0, len(clicks_xy), POINTS_PER_ROUND):
         end = min(first + POINTS_PER_ROUND, len(clicks_xy))
         parts = [found]
         for start in range(first, end, at_once):
             some = clicks_xy[start : min(start + at_once, end)]
-            parts.append(_judge_clicks(model, rgb, some, config))
+            parts.append(_judge_clicks(model, photo, some, config))
             if advance is not None:
                 advance(len(some))
         found = _drop_duplicates(WindowMasks.concatenate(parts), config)
@@ -160,20 +161,22 @@ def search_by_clicks(
 
 
 def _judge_clicks(
-    model: TAP, rgb: NDArray[np.uint8], clicks_xy: NDArray[np.floating], config: EverythingConfig
+    model: TAP, photo: ImagePyramid, clicks_xy: NDArray[np.floating], config: EverythingConfig
 ) -> WindowMasks:
     """Masks of some clicks that pass on their own."""
     network, side = model.click_segmenter, model.config.click_size
     assert network is not None
-    windows = [window for click in clicks_xy for window in list_windows(click, rgb.shape[:2], side)]
+    image_hw = photo.shape[:2]
+    windows = [window for click in clicks_xy for window in list_windows(click, image_hw, side)]
     if not windows:
         empty = np.zeros((0, side // 2, side // 2), np.float32)
         return WindowMasks(empty, [], np.zeros(0, np.float32), np.zeros((0, 4)))
-    pixels = show_windows(model, rgb, windows)
+    pixels = show_windows(model, photo, windows)
     shape = (len(clicks_xy), NUM_WINDOWS, 1, 2)
     middles = torch.full(shape, (side - 1) / 2, device=model.device)
     labels = torch.full((len(clicks_xy), 1), int(PointLabel.FOREGROUND), device=model.device)
-    outputs = network(pixels.unflatten(0, shape[:2]), middles, labels)
+    with model.view_precision():
+        outputs = network(pixels.unflatten(0, shape[:2]), middles, labels)
     logits, scores = outputs.mask_logits.float().flatten(0, 1), outputs.iou_scores.flatten()
     is_good = scores >= config.min_iou
     is_good &= stability_scores(logits, config.stability_offset) >= config.min_stability

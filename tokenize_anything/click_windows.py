@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from tokenize_anything.centred_views import CentredView
+from tokenize_anything.centred_views import CentredView, ImagePyramid
 from tokenize_anything.image_transform import normalize_pixels, pixel_padding
 from tokenize_anything.modeling import TAP
 from tokenize_anything.modeling.click_segmenter import NUM_WINDOWS
@@ -38,10 +38,10 @@ def list_windows(
     ]
 
 
-def show_windows(model: TAP, rgb: NDArray[np.uint8], windows: Sequence[CentredView]) -> Tensor:
-    """Windows of a photo (H,W,3) as a model takes them, (W,3,v,v), on its device."""
+def show_windows(model: TAP, photo: ImagePyramid, windows: Sequence[CentredView]) -> Tensor:
+    """Windows of a photo as a model takes them, (W,3,v,v), on its device."""
     padding = pixel_padding(model.config.pixels)
-    shown = torch.from_numpy(np.stack([window.show(rgb, padding) for window in windows]))
+    shown = torch.from_numpy(np.stack([window.show(photo, padding) for window in windows]))
     return normalize_pixels(shown.to(model.device), model.config.pixels).to(model.dtype)
 
 

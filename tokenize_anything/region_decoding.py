@@ -120,13 +120,29 @@ def decode_regions(
 
 
 def decode_image(
-    model: TAP, encoded: EncodedImage, prompts: PointPrompts, *, chunk: int
+    model: TAP,
+    encoded: EncodedImage,
+    prompts: PointPrompts,
+    *,
+    chunk: int,
+    has_mask: np.ndarray | None = None,
 ) -> DecodedImage:
-    """Decode the routed slot of all prompts and restore their masks, see `decode_chunks`."""
-    masks = np.empty((len(prompts), *encoded.original_hw), dtype=bool)
+    """Decode the routed slot of all prompts and restore their masks, see `decode_chunks`.
+
+    Args:
+        model: in evaluation mode.
+        encoded: checked with `check_encoded`.
+        prompts: original pixels, checked to lie in the photo.
+        chunk: see `decode_chunks`.
+        has_mask: (R,) bool, whose masks are wanted, None for all; the others stay empty.
+    """
+    masks = np.zeros((len(prompts), *encoded.original_hw), dtype=bool)
+    wanted = np.ones(len(prompts), bool) if has_mask is None else has_mask
     all_rows, parts = [], []
     for rows, outputs in decode_chunks(model, encoded, prompts, chunk=chunk, all_slots=False):
-        masks[rows] = restore_masks(outputs.mask_logits, encoded.frame)
+        if wanted[rows].any():
+            some = torch.from_numpy(wanted[rows]).to(outputs.mask_logits.device)
+            masks[rows[wanted[rows]]] = restore_masks(outputs.mask_logits[some], encoded.frame)
         fields = (outputs.iou_scores, outputs.semantic_tokens, outputs.semantic_embeddings)
         chosen = [outputs.select(field) for field in fields]
         parts.append([*chosen, outputs.mask_index, outputs.select(outputs.mask_tokens)])
@@ -185,11 +201,14 @@ def tell_boxes(
         target: changed in place.
         chunk: regions decoded at once.
     """
-    rows = rows[target.masks[rows].any(axis=(1, 2))]
+    # one mask at a time, since those of a large photo are large
+    found = {row: masks_to_boxes(target.masks[row][None])[0] for row in rows.tolist()}
+    boxes = {row: box for row, box in found.items() if box[2] > box[0]}
+    rows = np.array(list(boxes), dtype=np.intp)
     if not len(rows):
         return
-    boxes = PointPrompts.from_boxes(masks_to_boxes(target.masks[rows]))
-    for places, outputs in decode_chunks(model, encoded, boxes, chunk=chunk, all_slots=False):
+    prompts = PointPrompts.from_boxes(np.stack(list(boxes.values())))
+    for places, outputs in decode_chunks(model, encoded, prompts, chunk=chunk, all_slots=False):
         some = rows[places]
         for name in ("semantic_tokens", "semantic_embeddings", "mask_tokens"):
             getattr(target, name)[some] = outputs.select(getattr(outputs, name))

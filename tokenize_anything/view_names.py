@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from tokenize_anything.centred_views import MIN_SIDE, CentredView
+from tokenize_anything.centred_views import MIN_SIDE, CentredView, ImagePyramid
 from tokenize_anything.click_windows import show_windows
 from tokenize_anything.geometry import masks_to_boxes
 from tokenize_anything.modeling import TAP
@@ -88,7 +88,7 @@ def name_regions(
     """
     namer, config = model.view_namer, model.config
     assert namer is not None
-    rows = list(boxes_xyxy)
+    rows, photo = list(boxes_xyxy), ImagePyramid(rgb)
     for start in range(0, len(rows), VIEWS_AT_ONCE):
         some = rows[start : start + VIEWS_AT_ONCE]
         boxes = [boxes_xyxy[row] for row in some]
@@ -98,9 +98,9 @@ def name_regions(
         inside = np.stack([view.show(masks[row]) for view, row in zip(close, some, strict=True)])
         outlines = torch.from_numpy(inside).to(model.device).float() / 255
         with model.view_precision():
-            features = namer(*_show(model, rgb, close, boxes), outlines, twice=True)
+            features = namer(*_show(model, photo, close, boxes), outlines, twice=True)
             if namer.wide is not None:
-                around = _look_around(model, rgb, boxes)
+                around = _look_around(model, photo, boxes)
                 features = torch.cat([features, around], dim=1)
             tokens = namer.fuse(features, semantic_tokens[some])
             embeddings = namer.semantic_head(tokens)
@@ -109,22 +109,22 @@ def name_regions(
 
 
 def _look_around(
-    model: TAP, rgb: NDArray[np.uint8], boxes_xyxy: Sequence[NDArray[np.floating]]
+    model: TAP, photo: ImagePyramid, boxes_xyxy: Sequence[NDArray[np.floating]]
 ) -> Tensor:
     """Features of the wider views of boxes."""
-    namer, side, image_hw = model.view_namer, model.config.wide_size, rgb.shape[:2]
+    namer, side, image_hw = model.view_namer, model.config.wide_size, photo.shape[:2]
     assert namer is not None
     views = [CentredView.around(b, image_hw, side, wide_zoom(b, image_hw)) for b in boxes_xyxy]
-    pixels, places = _show(model, rgb, views, boxes_xyxy)
+    pixels, places = _show(model, photo, views, boxes_xyxy)
     return namer.look_around(pixels, cover_boxes(places, side), twice=True)
 
 
 def _show(
     model: TAP,
-    rgb: NDArray[np.uint8],
+    photo: ImagePyramid,
     views: Sequence[CentredView],
     boxes_xyxy: Sequence[NDArray[np.floating]],
 ) -> tuple[Tensor, Tensor]:
     """Pixels (R,3,S,S) of views as a model takes them, and the boxes (R,4) in them."""
     places = [view.box_in_view(box) for view, box in zip(views, boxes_xyxy, strict=True)]
-    return show_windows(model, rgb, views), torch.from_numpy(np.stack(places)).to(model.device)
+    return show_windows(model, photo, views), torch.from_numpy(np.stack(places)).to(model.device)

@@ -107,9 +107,10 @@ def decode_closely(
             "zoom: expected a photo, got an EncodedImage without one, since its model looks once; "
             "pass the photo itself, or zoom=0"
         )
-    first = decode_image(model, encoded, prompts, chunk=chunk)
     if not zoom or encoded.rgb is None:
-        return first
+        return decode_image(model, encoded, prompts, chunk=chunk)
+    counts = _first_counts(model, prompts)
+    first = decode_image(model, encoded, prompts, chunk=chunk, has_mask=counts)
     if model.click_segmenter is not None:
         rows = _open_rows(model, prompts)
         write_click_masks(model, encoded.rgb, prompts, rows, first)
@@ -125,6 +126,16 @@ def decode_closely(
         boxes = {row: prompts.coords_xy[row, :2].reshape(4) for row in is_box}
         write_names(model, encoded.rgb, first, boxes)
     return first
+
+
+def _first_counts(model: TAP, prompts: PointPrompts) -> NDArray[np.bool_]:
+    """Whether the mask of the first look counts (R,): where none takes its place for certain."""
+    counts = np.ones(len(prompts), bool)
+    if model.view_segmenter is not None:
+        counts[list(known_extents(prompts))] = False
+    if model.click_segmenter is not None:
+        counts[_open_rows(model, prompts)] = False
+    return counts
 
 
 def _open_rows(model: TAP, prompts: PointPrompts) -> NDArray[np.intp]:
