@@ -98,6 +98,9 @@ def test_figures_by_hand():
         max(cider([text] * 4, references) for text in ("a dog", "a red cow here"))
     )
     assert found["caption says the name"] == pytest.approx(2 / 3)
+    # dog at 0.9 is said; cow at 0.8, and dog at 0.9 where the caption has a cow, are not
+    assert found["sure concepts"] == 3
+    assert found["caption says a sure concept"] == pytest.approx(1 / 3)
     # All claim 0.7: one bin, 0.5 measured. Names: 0.9 right, 0.6 and 0.8 wrong, bins of their own.
     assert found["iou_scores calibration error"] == pytest.approx(0.2)
     assert found["concept_scores calibration error"] == pytest.approx((0.1 + 0.6 + 0.8) / 3)

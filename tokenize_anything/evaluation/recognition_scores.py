@@ -25,6 +25,7 @@ SIZE_LIMITS = {
     "medium": (32**2 / (640 * 480), 96**2 / (640 * 480)),
     "large": (96**2 / (640 * 480), 1.01),
 }
+SURE = 0.8  # a concept score above which a caption should not say anything else
 _NOT_IN_A_NAME = re.compile(r"\([^)]*\)|[_-]")
 
 
@@ -37,7 +38,8 @@ def recognition_metrics(
     and top-5 of the box prompt over the predictor's vocabulary, beside always answering the
     commonest name; CIDEr of the captions on plain words, beside the best single caption among the
     references (a name counts as a caption where a region has none); mean IoU of the box prompt by
-    size of the object, see SIZE_LIMITS; share of named regions whose caption says the name;
+    size of the object, see SIZE_LIMITS; share of named regions whose caption says the name, and
+    of those whose first concept scores at least SURE whose caption says that concept;
     expected calibration error of `iou_scores`, against the measured IoU, and of `concept_scores`,
     against right or wrong. What nothing in the data allows is left out.
 
@@ -151,6 +153,14 @@ def _agreement(rows: list[Row]) -> Iterator[tuple[str, float]]:
     ]
     if said:
         yield "caption says the name", float(np.mean(said))
+    sure = [
+        says_name(row["caption"], row["concepts"][0])
+        for row in rows
+        if row["caption"] is not None and row["concepts"] and row["concept_scores"][0] >= SURE
+    ]
+    if sure:
+        yield "sure concepts", float(len(sure))
+        yield "caption says a sure concept", float(np.mean(sure))
 
 
 def _calibration(rows: list[Row]) -> Iterator[tuple[str, float]]:
