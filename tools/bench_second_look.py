@@ -1,9 +1,9 @@
 """What a further prompt costs with the second look; the answers are checked first.
 
-    python tools/bench_second_look.py --dtypes float32 bfloat16
+    python tools/bench_second_look.py --dtypes auto float32 bfloat16 --sides 512 3464
 
-On the photo that ships with scikit-image. A further prompt is a sixteenth of what 17 take longer
-than one, all in one call without captions.
+On the photo that ships with scikit-image, enlarged to squares of these sides. A further prompt is
+a sixteenth of what 17 take longer than one, all in one call without captions.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ from collections.abc import Iterator
 import numpy as np
 from bench_cases import best_time, make_predictor
 from bench_rows import append_row, environment
+from PIL import Image
 from skimage.data import astronaut
 
 from tokenize_anything import PointPrompts, TAPPredictor
 
-MODEL, MORE = "tap_tiny", 16
+MODEL, MORE, SIDE = "tap_tiny", 16, 512
 
 
 def draw(kind: str, count: int, height: int, width: int) -> PointPrompts:
-    """Boxes of 60 to 120 pixels, or clicks, anywhere."""
     rng = np.random.default_rng(0)
     middles = rng.uniform(0.15, 0.85, (count, 2)) * (width, height)
+    halves = rng.uniform(30, 60, (count, 2)) * width / SIDE
     if kind == "click":
         return PointPrompts.from_points(middles)
-    halves = rng.uniform(30, 60, (count, 2))
     return PointPrompts.from_boxes(np.concatenate([middles - halves, middles + halves], axis=1))
 
 
 def check(predictor: TAPPredictor, photo: np.ndarray, prompts: PointPrompts) -> None:
-    """A prompt alone and among others must agree."""
     together = predictor.predict_mask_concept_caption(photo, prompts=prompts, captions=False)
     alone = predictor.predict_mask_concept_caption(photo, prompts=prompts[3], captions=False)
     if np.mean(alone.masks[0] != together.masks[3]) > 1e-2:
@@ -43,22 +42,25 @@ def check(predictor: TAPPredictor, photo: np.ndarray, prompts: PointPrompts) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser = argparse.ArgumentParser(description="What a further prompt costs")
+    parser.add_argument("--dtypes", nargs="+", default=["auto", "float32", "bfloat16"])
+    parser.add_argument("--sides", type=int, nargs="+", default=[SIDE], help="pixels")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", default="tools/bench_results/second_look.csv")
     arguments = parser.parse_args()
     facts = environment("cpu", sys.argv)
     for dtype in arguments.dtypes:
-        for result in bench(make_predictor(MODEL, "cpu", dtype), arguments.repeats):
-            append_row(arguments.out, facts, (MODEL, dtype), result)
+        predictor = make_predictor(MODEL, "cpu", dtype)
+        for side in arguments.sides:
+            where = f", {side} pixels" if side > SIDE else ""
+            for what, *result in bench(predictor, side, arguments.repeats):
+                append_row(arguments.out, facts, (MODEL, dtype), (what + where, *result))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     append_row(arguments.out, facts, (MODEL, "all"), ("peak memory", peak, "GiB"))
 
 
-def bench(predictor: TAPPredictor, repeats: int) -> Iterator[tuple[str, float, str]]:
-    """(what, value, unit) rows of one precision."""
-    photo = astronaut()
+def bench(predictor: TAPPredictor, side: int, repeats: int) -> Iterator[tuple[str, float, str]]:
+    photo = np.asarray(Image.fromarray(astronaut()).resize((side, side)))
     ask = functools.partial(predictor.predict_mask_concept_caption, photo, captions=False)
     for kind in ("box", "click"):
         many = draw(kind, 1 + MORE, *photo.shape[:2])
@@ -70,8 +72,8 @@ def bench(predictor: TAPPredictor, repeats: int) -> Iterator[tuple[str, float, s
             )
             yield f"first {kind}, {look}", one, "s"
             yield f"further {kind}, {look}", (all_of_them - one) / MORE, "s"
-    tokens = ask(prompts=many[:8]).semantic_tokens
-    yield "8 captions", best_time(lambda: predictor.write_captions(tokens), repeats), "s"
+    asked = ask(prompts=many[:8]).semantic_tokens
+    yield "8 captions", best_time(lambda: predictor.write_captions(asked), repeats), "s"
 
 
 if __name__ == "__main__":
