@@ -50,7 +50,8 @@ def train(data: Path, out: Path, configs: Path = CONFIGS) -> Path:
         train_caption_tokenizer(config.data.annotation_files, config.text_tokenizer)
     trainer = CaptionTrainer(config)
     pack_stages(trainer, trainer.run(), out / "without_outlines.safetensors")
-    for outlines, clicks in (("views", "clicksa"), ("corrections", "clicksb")):
+    phases = (("views", "clicksa"), ("correctionsa", "clicksb"), ("correctionsb", "clicksc"))
+    for outlines, clicks in phases:
         path = configs / f"tap_tiny_{outlines}.yaml"
         ViewTrainer(read_config(ViewConfig, path, data, out), embed).run()
         path = configs / f"tap_tiny_{clicks}.yaml"

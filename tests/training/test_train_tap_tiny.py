@@ -49,7 +49,9 @@ def tool() -> Iterator[ModuleType]:
 
 def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
     files = sorted(tool.CONFIGS.glob("tap_tiny_*.yaml"))
-    kinds = [re.sub("tap_tiny_(stage1|clicks|names).", r"\1", path.stem) for path in files]
+    kinds = [
+        re.sub("tap_tiny_(stage1|clicks|corrections|names).", r"\1", path.stem) for path in files
+    ]
     phases = [
         load_config(PretrainConfig, f)
         for f, kind in zip(files, kinds, strict=True)
@@ -60,35 +62,39 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
         for f, kind in zip(files, kinds, strict=True)
         if kind == "names"
     ]
-    others = ("captions", "corrections", "stage2", "views")
-    assert set(kinds) == {"stage1", "clicks", "names", *(f"tap_tiny_{name}" for name in others)}
+    others = {f"tap_tiny_{name}" for name in ("captions", "stage2", "views")}
+    assert set(kinds) == {"stage1", "clicks", "corrections", "names"} | others
     assert phases[0].init_from is None
     stage2 = load_config(CaptionConfig, tool.CONFIGS / "tap_tiny_stage2.yaml")
     views = load_config(ViewConfig, tool.CONFIGS / "tap_tiny_views.yaml")
-    clicks = [load_config(ClickConfig, tool.CONFIGS / f"tap_tiny_clicks{x}.yaml") for x in "ab"]
-    corrections = load_config(ViewConfig, tool.CONFIGS / "tap_tiny_corrections.yaml")
+    clicks = [load_config(ClickConfig, tool.CONFIGS / f"tap_tiny_clicks{x}.yaml") for x in "abc"]
+    corrections = [
+        load_config(ViewConfig, tool.CONFIGS / f"tap_tiny_corrections{x}.yaml") for x in "ab"
+    ]
     captions = load_config(CaptionConfig, tool.CONFIGS / "tap_tiny_captions.yaml")
     assert not captions.fresh_text_decoder and captions.text_tokenizer == stage2.text_tokenizer
     assert views.init_from == "without_outlines.safetensors"
-    rows: list[list[Any]] = [[*phases, stage2], [views, clicks[0], corrections, clicks[1]]]
+    rows: list[list[Any]] = [[*phases, stage2], [views, clicks[0]]]
+    for outlines, answers in zip(corrections, clicks[1:], strict=True):
+        rows[1] += [outlines, answers]
     rows[1] += [*names, captions]
     for row in rows:
         for before, after in itertools.pairwise(row):
             assert after.init_from == f"{before.output_folder}/model.safetensors"
-    for kin in (phases, clicks, names):
+    for kin in (phases, clicks, corrections, names):
         assert len({config.seed for config in kin}) == len(kin)
     last = config_to_dict(phases[-1].model)
     different = {k for k, v in config_to_dict(tap_tiny()).items() if v != last[k]}
     added = {"view_dim", "namer_size", "wide_size", "click_size", "view_corrects"}
     assert different <= {"image_size", "vocabulary_size", *added}
     assert views.fresh and load_config(ViewConfig, tool.CONFIGS / "curve_views.yaml").fresh
-    for part in (views, corrections):
+    for part in (views, *corrections):
         assert (part.view_dim, part.view_size) == (tap_tiny().view_dim, tap_tiny().view_size)
-    assert corrections.view_corrects == tap_tiny().view_corrects
+    assert {config.view_corrects for config in corrections} == {tap_tiny().view_corrects}
     assert names[-1].namer_size == tap_tiny().namer_size
     assert names[-1].wide_size == tap_tiny().wide_size
     assert {config.click_size for config in clicks} == {tap_tiny().click_size}
-    assert [config.outline_boxes for config in clicks] == [False, True]
+    assert [config.outline_boxes for config in clicks] == [False, True, True]
     assert (stage2.image_size or phases[-1].model.image_size) == tap_tiny().image_size
 
 
@@ -119,9 +125,11 @@ def write_recipe(folder: Path, data: Path, out: Path) -> None:
         ("stage2", told, "c", "b/model.safetensors"),
         ("views", outlines, "v", "without_outlines.safetensors"),
         ("clicksa", clicks, "ka", "v/model.safetensors"),
-        ("corrections", corrections, "o", "ka/model.safetensors"),
-        ("clicksb", dataclasses.replace(clicks, outline_boxes=True), "kb", "o/model.safetensors"),
-        ("namesa", named, "na", "kb/model.safetensors"),
+        ("correctionsa", corrections, "oa", "ka/model.safetensors"),
+        ("clicksb", dataclasses.replace(clicks, outline_boxes=True), "kb", "oa/model.safetensors"),
+        ("correctionsb", corrections, "ob", "kb/model.safetensors"),
+        ("clicksc", dataclasses.replace(clicks, seed=1), "kc", "ob/model.safetensors"),
+        ("namesa", named, "na", "kc/model.safetensors"),
         ("namesb", named, "nb", "na/model.safetensors"),
         ("namesc", wider, "nc", "nb/model.safetensors"),
         ("captions", again, "d", "nc/model.safetensors"),
@@ -168,10 +176,11 @@ def test_all_phases_run_and_are_packed_into_one_file(
     assert parts == {"text_decoder"}
     parts = {name.partition(".")[0] for name in changed_since("without_outlines.safetensors")}
     assert parts == {"text_decoder", "click_segmenter", "view_segmenter", "view_namer"}
-    parts = {name.partition(".")[0] for name in changed_since("o/model.safetensors")}
+    parts = {name.partition(".")[0] for name in changed_since("ob/model.safetensors")}
     assert parts == {"text_decoder", "click_segmenter", "view_namer"}
-    corrected = {name for name in changed_since("ka/model.safetensors") if "segmenter" in name}
-    assert {name.partition(".")[0] for name in corrected} == {"view_segmenter", "click_segmenter"}
+    for path in ("ka", "oa"):  # each phase of outlines is in it
+        changed = {name.partition(".")[0] for name in changed_since(f"{path}/model.safetensors")}
+        assert {"view_segmenter", "click_segmenter"} <= changed, path
     learnt = {name for name in changed_since("c/model.safetensors") if "decoder." in name}
     assert "image_decoder.semantic_head" in learnt
     tool.train(data, out, tmp_path / "configs")  # all is finished already
