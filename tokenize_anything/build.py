@@ -8,6 +8,7 @@ import importlib.resources
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -183,7 +184,7 @@ def choose_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
 
 def has_bfloat16_units() -> bool:
     """Whether the CPU multiplies bfloat16 matrices in hardware (AMX), as far as torch can tell."""
-    facts = getattr(torch.cpu, "get_capabilities", dict)()
+    facts: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(facts.get("amx_bf16", False))
 
 
