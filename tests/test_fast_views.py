@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.tiny import tiny_config, tiny_tap, tiny_tokenizer
 from tests.tiny_predictor import make_mixed_prompts, make_photo, tiny_predictor, tiny_vocabulary
-from tokenize_anything import TAPPredictor
+from tokenize_anything import EverythingConfig, TAPPredictor
 from tokenize_anything.build import has_bfloat16_units, load_model
 from tokenize_anything.checkpoints import save_model
 from tokenize_anything.companions import Companions
@@ -86,6 +86,17 @@ def test_these_networks_alone_compute_in_bfloat16(fast: bool) -> None:
         near = 0.05 * np.abs(known).max() if fast else 0
         np.testing.assert_allclose(value, known, atol=near, rtol=0)
     assert np.mean(found.masks != exact.masks) <= (0.05 if fast else 0)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_automatic_mode_computes_so_too(fast: bool) -> None:
+    predictor = tiny_predictor(**SIZES)
+    predictor.model.fast_views = fast
+    seen = spy(predictor.model)
+    config = EverythingConfig(points_per_side=3)
+    predictor.predict_everything(make_photo(HEIGHT, WIDTH), config=config)
+    expected = {torch.bfloat16 if fast else torch.float32}
+    assert seen["click_segmenter"] == expected and seen["image_encoder"] == {torch.float32}
 
 
 def test_it_leaves_the_precision_of_its_caller(path: Path) -> None:

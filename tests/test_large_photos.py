@@ -66,6 +66,17 @@ def test_views_of_a_pyramid_are_a_quarter_of_a_pixel_off_at_most(click: tuple[in
     assert len(pyramid._levels) == 4
 
 
+@pytest.mark.parametrize("box", [[-2000.0, 100.0, -900.0, 900.0], [3000.0, 890.0, 4100.0, 1700.0]])
+def test_a_view_beside_the_photo_shows_its_last_pixels(box: list[float]) -> None:
+    photo = np.full((901, 1207, 3), 201, np.uint8)
+    view = CentredView.around(box, photo.shape[:2], 32, 0.7)
+    x0, _, x1, _ = view.source_xyxy
+    assert view.scale < 1 / 16 and x1 - x0 == 1
+    exact, found = view.show(photo, (9, 8, 7)), view.show(ImagePyramid(photo), (9, 8, 7))
+    assert (found == 201).any()
+    np.testing.assert_array_equal(found, exact)
+
+
 # --- masks of the first look -------------------------------------------------------------------
 
 

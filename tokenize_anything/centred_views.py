@@ -149,8 +149,7 @@ class CentredView:
 
     def _reach(self, cells: NDArray[np.bool_]) -> tuple[int, int, int, int]:
         """The part of the photo that interpolation between some of the cells (m,m) may reach."""
-        count = len(cells)
-        cell = self.side / self.scale / count
+        cell = self.side / self.scale / len(cells)
         ends = []
         for axis, low, high in ((0, *self.source_xyxy[::2]), (1, *self.source_xyxy[1::2])):
             used = np.flatnonzero(cells.any(axis=axis))
@@ -158,9 +157,6 @@ class CentredView:
                 return (0, 0, 0, 0)
             start = math.floor(self.origin_xy[axis] + (used[0] - 0.5) * cell) - 1
             end = math.ceil(self.origin_xy[axis] + (used[-1] + 1.5) * cell) + 1
-            ends.append((
-                max(low, start) if used[0] else low,
-                min(high, end) if used[-1] < count - 1 else high,
-            ))  # fmt: skip
+            ends.append((max(low, start), min(high, end)))
         (x0, x1), (y0, y1) = ends
         return (x0, y0, x1, y1)

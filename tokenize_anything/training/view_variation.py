@@ -131,7 +131,7 @@ def _accept(batch: ViewBatch, images: Tensor, masks: Tensor, clicks_xy: Tensor) 
     is_clicked = masks[torch.arange(len(masks), device=masks.device), rows, columns]
     is_inside = ((clicks_xy >= 0) & (clicks_xy < side)).all(dim=1)
     keeps = batch.is_box | (is_clicked & is_inside)
-    taken = batch.has_mask & (after >= LEAST_LEFT * before) & (after > 0) & keeps
+    taken = (after >= LEAST_LEFT * before) & (after > 0) & keeps
     boxes = torch.from_numpy(masks_to_boxes(masks.cpu().numpy())).to(masks.device)
     return dataclasses.replace(
         batch,
