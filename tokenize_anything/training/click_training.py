@@ -32,7 +32,7 @@ from tokenize_anything.training.part_training import (
 )
 from tokenize_anything.training.step_draws import StepDraws
 from tokenize_anything.training.training_data import TrainingData
-from tokenize_anything.training.view_variation import VariationConfig, vary_clicks
+from tokenize_anything.training.view_variation import vary_clicks
 
 MIN_FILL = 0.07  # of a window's side: that of a square as large as the region, to learn its mask
 
@@ -95,8 +95,7 @@ class ClickTrainer(PartTrainer[ClickConfig, ClickBatch]):
         """Loss of a batch at the current step, and its parts by the names of `LOSSES`."""
         config, batch = self.config, batch.to(self.device)
         generator = torch.Generator(self.device).manual_seed(self.step_seed())
-        if config.variation != VariationConfig():
-            batch = vary_clicks(batch, config.variation, generator)
+        batch = vary_clicks(batch, config.variation, generator)
         pixels = normalize_pixels(batch.images.flatten(0, 1), self.model.config.pixels)
         pixels = pixels.unflatten(0, (-1, NUM_WINDOWS))
         prompts = self._draw_prompts(batch, pixels, generator)

@@ -24,6 +24,7 @@ from tokenize_anything.image_transform import normalize_pixels, pixel_padding
 from tokenize_anything.modeling import TAP
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.region_decoding import count_regions_in_memory, decode_image, encode_photo
+from tokenize_anything.training.view_variation import warp_matrices
 from tokenize_anything.view_names import NAMING_ZOOM, wide_zoom
 from tokenize_anything.view_outlines import OUTLINE_ZOOM
 
@@ -270,11 +271,8 @@ def draw_looks(
     warps = warps or {}
     flip, stretch = warps.get("flip", ones), warps.get("stretch", ones)
     turn, share = warps.get("turn", 0 * ones), sides / size
-    theta = torch.empty(len(rows), 2, 3)
-    theta[:, 0, 0] = share * torch.cos(turn) * stretch * flip
-    theta[:, 0, 1] = -share * torch.sin(turn) / stretch
-    theta[:, 1, 0] = share * torch.sin(turn) * stretch * flip
-    theta[:, 1, 1] = share * torch.cos(turn) / stretch
+    theta = F.pad(share[:, None, None] * warp_matrices(turn, stretch), (0, 1))
+    theta[:, :, 0] *= flip[:, None]
     theta[:, :, 2] = (2 * windows[:, :2] + sides[:, None]) / size - 1
     grid = F.affine_grid(theta, [len(rows), 3, view_size, view_size], align_corners=False)
     images = views.images[rows].movedim(-1, 1).float()

@@ -37,7 +37,7 @@ from tokenize_anything.training.part_training import (
 from tokenize_anything.training.step_draws import StepDraws
 from tokenize_anything.training.training_data import TrainingData
 from tokenize_anything.training.view_config import ViewConfig
-from tokenize_anything.training.view_variation import VariationConfig, vary_views
+from tokenize_anything.training.view_variation import vary_views
 
 
 class ViewTrainer(PartTrainer[ViewConfig, ViewBatch]):
@@ -85,8 +85,7 @@ class ViewTrainer(PartTrainer[ViewConfig, ViewBatch]):
         """Loss of a batch at the current step, and its parts by the names of `LOSSES`."""
         config, batch = self.config, batch.to(self.device)
         generator = torch.Generator(self.device).manual_seed(self.step_seed())
-        if config.variation != VariationConfig():
-            batch = vary_views(batch, config.variation, generator)
+        batch = vary_views(batch, config.variation, generator)
         pixels = normalize_pixels(batch.images, self.model.config.pixels)
         prompts, shown = self._draw_prompts(batch, pixels, generator)
         outputs = self._segment(pixels, prompts, shown)

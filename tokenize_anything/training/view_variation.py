@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenize_anything.data.click_dataset import ClickBatch
 from tokenize_anything.data.view_dataset import ViewBatch
 from tokenize_anything.geometry import masks_to_boxes
+from tokenize_anything.training.config import require_fractions
 
 LEAST_LEFT = 0.5  # of what a view shows of its region; a row that would keep less stays as it is
 MAX_SHIFT = 0.5  # of what is pasted, of the view's side
@@ -43,9 +44,7 @@ class VariationConfig:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("paste", "blur", "grey"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
+        require_fractions(self, ("paste", "blur", "grey"))
         for name in ("turn", "stretch", "noise"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
@@ -85,7 +84,14 @@ def vary_clicks(
 def draw_warps(count: int, config: VariationConfig, generator: torch.Generator) -> Tensor:
     """Matrices (R,2,2) from offsets in the varied view to offsets (x, y) in the view it shows."""
     noise = torch.randn((2, count), generator=generator, device=generator.device)
-    turn, stretch = config.turn * noise[0], (config.stretch * noise[1]).exp()
+    return warp_matrices(config.turn * noise[0], (config.stretch * noise[1]).exp())
+
+
+def warp_matrices(turn: Tensor, stretch: Tensor) -> Tensor:
+    """Matrices (R,2,2) that turn by angles (R,), radians, the first axis times `stretch` (R,).
+
+    The second axis is divided by it, so that areas stay.
+    """
     rows = (
         turn.cos() * stretch, -turn.sin() / stretch, turn.sin() * stretch, turn.cos() / stretch,
     )  # fmt: skip
