@@ -71,7 +71,7 @@ def spy(model: nn.Module) -> dict[str, set[torch.dtype]]:
 def test_these_networks_alone_compute_in_bfloat16(fast: bool) -> None:
     predictor, photo = tiny_predictor(**SIZES), make_photo(HEIGHT, WIDTH)
     prompts = make_mixed_prompts(HEIGHT, WIDTH)
-    exact = predictor.predict_mask_concept_caption(photo, prompts=prompts)
+    exact = tiny_predictor(**SIZES).predict_mask_concept_caption(photo, prompts=prompts)
     predictor.model.fast_views = fast
     seen = spy(predictor.model)
     found = predictor.predict_mask_concept_caption(photo, prompts=prompts)

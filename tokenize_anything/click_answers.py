@@ -56,8 +56,9 @@ def _answer(
     model: TAP, photo: ImagePyramid, prompts: PointPrompts, num_points: int
 ) -> tuple[Iterator[NDArray[np.bool_]], Tensor]:
     """Masks (H,W) and scores (R,) of prompts that have so many points."""
-    network, config, image_hw = model.click_segmenter, model.config, photo.shape[:2]
-    assert network is not None
+    assert model.click_segmenter is not None
+    network, config = model.fold_views(model.click_segmenter), model.config
+    image_hw = photo.shape[:2]
     windows = [
         list_windows(middle_click(prompts, row), image_hw, config.click_size)
         for row in range(len(prompts))

@@ -164,8 +164,8 @@ def _judge_clicks(
     model: TAP, photo: ImagePyramid, clicks_xy: NDArray[np.floating], config: EverythingConfig
 ) -> WindowMasks:
     """Masks of some clicks that pass on their own."""
-    network, side = model.click_segmenter, model.config.click_size
-    assert network is not None
+    assert model.click_segmenter is not None
+    network, side = model.fold_views(model.click_segmenter), model.config.click_size
     image_hw = photo.shape[:2]
     windows = [window for click in clicks_xy for window in list_windows(click, image_hw, side)]
     if not windows:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenize_anything.centred_views import MIN_SIDE, CentredView, ImagePyramid
 from tokenize_anything.click_windows import show_windows
 from tokenize_anything.geometry import masks_to_boxes
-from tokenize_anything.modeling import TAP
+from tokenize_anything.modeling import TAP, ViewNamer
 from tokenize_anything.modeling.view_encoder import cover_boxes
 from tokenize_anything.region_decoding import DecodedImage
 from tokenize_anything.view_outlines import VIEWS_AT_ONCE
@@ -86,8 +86,8 @@ def name_regions(
         boxes_xyxy: (4,) original pixels, by the row of the region; the others are left out.
         semantic_tokens: (R,C) of the regions, as the image decoder gave them.
     """
-    namer, config = model.view_namer, model.config
-    assert namer is not None
+    assert model.view_namer is not None
+    namer, config = model.fold_views(model.view_namer), model.config
     rows, photo = list(boxes_xyxy), ImagePyramid(rgb)
     for start in range(0, len(rows), VIEWS_AT_ONCE):
         some = rows[start : start + VIEWS_AT_ONCE]
@@ -100,7 +100,7 @@ def name_regions(
         with model.view_precision():
             features = namer(*_show(model, photo, close, boxes), outlines, twice=True)
             if namer.wide is not None:
-                around = _look_around(model, photo, boxes)
+                around = _look_around(model, namer, photo, boxes)
                 features = torch.cat([features, around], dim=1)
             tokens = namer.fuse(features, semantic_tokens[some])
             embeddings = namer.semantic_head(tokens)
@@ -109,11 +109,13 @@ def name_regions(
 
 
 def _look_around(
-    model: TAP, photo: ImagePyramid, boxes_xyxy: Sequence[NDArray[np.floating]]
+    model: TAP,
+    namer: ViewNamer,
+    photo: ImagePyramid,
+    boxes_xyxy: Sequence[NDArray[np.floating]],
 ) -> Tensor:
     """Features of the wider views of boxes."""
-    namer, side, image_hw = model.view_namer, model.config.wide_size, photo.shape[:2]
-    assert namer is not None
+    side, image_hw = model.config.wide_size, photo.shape[:2]
     views = [CentredView.around(b, image_hw, side, wide_zoom(b, image_hw)) for b in boxes_xyxy]
     pixels, places = _show(model, photo, views, boxes_xyxy)
     return namer.look_around(pixels, cover_boxes(places, side), twice=True)

@@ -100,13 +100,12 @@ def outline_regions(
         corrected: masks (H,W) that prompts correct, by row, for a segmenter that is shown them.
     """
     assert model.view_segmenter is not None
+    network = model.fold_views(model.view_segmenter)
     image_hw = (rgb.shape[0], rgb.shape[1])
     for some, seen in show_views(model, rgb, prompts, extents):
         masks = show_masks(corrected or {}, some, seen.frames).to(model.device)
         with model.view_precision():
-            outputs = model.view_segmenter(
-                seen.pixels, seen.coords_xy, seen.labels, masks, twice=True
-            )
+            outputs = network(seen.pixels, seen.coords_xy, seen.labels, masks, twice=True)
         for index, view in enumerate(some):
             x0, y0, x1, y1 = view.window_xyxy
             mask = np.zeros(image_hw, bool)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tokenize_anything.config import PointLabel, TAPConfig
 from tokenize_anything.modeling.click_segmenter import ClickSegmenter
+from tokenize_anything.modeling.folded_views import FoldedViews, NetworkT
 from tokenize_anything.modeling.image_decoder import (
     AttendedPrompts,
     ImageDecoder,
@@ -45,6 +46,7 @@ class TAP(nn.Module):
         super().__init__()
         self.config = config
         self.fast_views = False
+        self._folded_views = FoldedViews()
         self.image_encoder = ImageEncoder(config, drop_path)
         self.prompt_encoder = PromptEncoder(config.decoder_dim, config.image_size)
         self.image_decoder = ImageDecoder(config, decoder_dropout)
@@ -59,6 +61,10 @@ class TAP(nn.Module):
         if not self.fast_views:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+    def fold_views(self, network: NetworkT) -> NetworkT:
+        """One of this model's networks for views as inference runs it, see `folded_views`."""
+        return self._folded_views.get(network, torch.bfloat16 if self.fast_views else None)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B,3,S,S) normalised pixels to image_features (B,C,h,w)."""

@@ -66,6 +66,10 @@ class NamingConfig(PartConfig):
     batch_size: views of an update.
     box_only_weight: how often a region that has a box and no mask is drawn, beside one with a mask.
     dropout: of the features.
+    distill_from: models whose namers are asked the same, in evaluation mode; the mean of what they
+        say is learnt beside the names (Hinton et al. 2015, "Distilling the knowledge in a neural
+        network"; that all see one and the same varied view, Beyer et al. 2022, section 3.1).
+    distill_share: of that mean in the loss.
     """
 
     namer_size: int = 96
@@ -77,11 +81,13 @@ class NamingConfig(PartConfig):
     batch_size: int = 64
     box_only_weight: float = 0.6
     dropout: float = 0.2
+    distill_from: tuple[str, ...] = ()
+    distill_share: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_counts(self, ("namer_size", "crop_size", "wide_crop_size", "batch_size"))
-        require_fractions(self, ("box_only_weight", "dropout"))
+        require_fractions(self, ("box_only_weight", "dropout", "distill_share"))
         if not self.box_only_weight:
             raise ValueError("box_only_weight: expected more than 0, got 0")
         for name in ("namer_size", "view_size", "crop_size", "wide_size", "wide_crop_size"):

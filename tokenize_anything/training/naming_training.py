@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from tokenize_anything.build import load_model
 from tokenize_anything.image_transform import normalize_pixels
 from tokenize_anything.modeling import TAP, ViewNamer, ViewSegmenter
+from tokenize_anything.modeling.folded_views import fold_network
 from tokenize_anything.training import losses
 from tokenize_anything.training.named_views import (
     Looks,
@@ -55,7 +57,7 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
     """One run of the view namer; see `PartTrainer`. The crops of all regions stay in memory."""
 
     PART = "view_namer"
-    LOSSES = ("concept", "accuracy")
+    LOSSES = ("concept", "advice", "accuracy")
 
     def start_model(self) -> TAP:
         """The model of `init_from` with a namer, in float32.
@@ -77,6 +79,7 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
         """Cut out and outline all named regions, and decode their boxes."""
         config = self.config
         self.teacher = self.make_teacher(data)
+        self.advisers = load_advisers(config, self.device)
         records = choose_records(data.records, config.max_images)
         names = self.teacher.vocabulary.names
         views = crop_regions(
@@ -125,28 +128,42 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
         return NamedBatch(looks, tokens, names, names[order], share, photos, wide)
 
     def losses(self, batch: NamedBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """KL divergence from what the names say about each concept; how often the first is right.
+        """KL divergence from what the names, and the advisers, say about each concept.
+
+        The parts: of the names, of the advisers, and how often the first concept is right.
 
         Returns:
             the loss, and its parts by the names of `LOSSES`.
         """
-        looks, device = batch.looks.to(self.device), self.device
+        device = self.device
         assert isinstance(self.part, ViewNamer)
-        with self.autocast():
-            features = self.part.look(self._pixels(looks), looks.boxes, looks.masks)
-            if batch.wide is not None:
-                wide = batch.wide.to(device)
-                around = self.part.look_around(self._pixels(wide), wide.boxes)
-                features = torch.cat([features, around], dim=1)
-            tokens = self.part.fuse(features, batch.tokens.to(device))
-            embeddings = self.part.semantic_head(tokens)
-        student = self.teacher.vocabulary.log_probs(embeddings.float())
+        student = self._log_probs(self.part, batch)
         loss = torch.zeros((), device=device)
         for share, names in ((batch.share, batch.names), (1 - batch.share, batch.other_names)):
             teacher = self.teacher.log_probs(names).to(device)
             loss = loss + share * losses.concept_loss(student, teacher).mean()
+        parts = {"concept": loss.detach(), "advice": torch.zeros_like(loss)}
+        if self.advisers:
+            with torch.no_grad():
+                said = torch.stack([self._log_probs(each, batch) for each in self.advisers])
+            advice = losses.concept_loss(student, said.logsumexp(0) - math.log(len(said))).mean()
+            loss = torch.lerp(loss, advice, self.config.distill_share)
+            parts["advice"] = advice.detach()
         right = student.argmax(-1) == self.teacher.log_probs(batch.names).to(device).argmax(-1)
-        return loss, {"concept": loss.detach(), "accuracy": right.float().mean()}
+        return loss, {**parts, "accuracy": right.float().mean()}
+
+    def _log_probs(self, namer: ViewNamer, batch: NamedBatch) -> Tensor:
+        """What a namer says of each view about each concept, (R,K)."""
+        looks = batch.looks.to(self.device)
+        with self.autocast():
+            features = namer.look(self._pixels(looks), looks.boxes, looks.masks)
+            if namer.wide is not None and batch.wide is not None:
+                wide = batch.wide.to(self.device)
+                around = namer.look_around(self._pixels(wide), wide.boxes)
+                features = torch.cat([features, around], dim=1)
+            tokens = namer.fuse(features, batch.tokens.to(self.device))
+            embeddings = namer.semantic_head(tokens)
+        return self.teacher.vocabulary.log_probs(embeddings.float())
 
     def _pixels(self, looks: Looks) -> Tensor:
         return normalize_pixels(looks.images.movedim(1, -1), self.model.config.pixels)
@@ -154,6 +171,26 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
     def names_of(self, batch: NamedBatch) -> Sequence[str]:
         """Names of the photos."""
         return batch.photos
+
+
+def load_advisers(config: NamingConfig, device: torch.device) -> list[ViewNamer]:
+    """The namers to distil, as inference runs them.
+
+    Raises:
+        ValueError: a model without a namer, or with one that wants wider views than the run has.
+    """
+    advisers = []
+    for name in config.distill_from:
+        model = load_model(name, device=device, dtype="float32")
+        if model.view_namer is None:
+            raise ValueError(f"distill_from: expected models with a view namer, {name} has none")
+        if model.config.wide_size and not config.wide_size:
+            raise ValueError(
+                f"distill_from: the namer of {name} wants wider views of "
+                f"{model.config.wide_size} pixels, got wide_size 0"
+            )
+        advisers.append(fold_network(model.view_namer))
+    return advisers
 
 
 def draw_rectangle(rng: np.random.Generator) -> tuple[tuple[float, ...], float]:

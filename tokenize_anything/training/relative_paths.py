@@ -16,7 +16,7 @@ DATA_FIELDS = frozenset(
     ["annotation_files", "image_folder", "photo_folder", "shards", "concepts", "target_concepts",
      "embeddings", "init_encoder_from"]
 )  # fmt: skip
-OUT_FIELDS = frozenset(["output_folder", "init_from", "text_tokenizer"])
+OUT_FIELDS = frozenset(["output_folder", "init_from", "distill_from", "text_tokenizer"])
 
 
 def resolve_paths(config: Config, data: str | Path, out: str | Path) -> Config:
