@@ -98,6 +98,10 @@ def replace_parameter(network: Any) -> None:
     network.mask_head.weight = nn.Parameter(2 * network.mask_head.weight.detach())
 
 
+def replace_data(network: Any) -> None:
+    network.mask_head.weight.data = 2 * network.mask_head.weight.data
+
+
 def replace_statistics(network: Any) -> None:
     network.stem[1].running_mean = 2 * network.stem[1].running_mean
 
@@ -129,8 +133,8 @@ def learn_statistics(network: Any) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        replace_parameter, replace_statistics, replace_module, load_in_place, load_assigned,
-        take_a_step, learn_statistics,
+        replace_parameter, replace_data, replace_statistics, replace_module, load_in_place,
+        load_assigned, take_a_step, learn_statistics,
     ],
 )  # fmt: skip
 def test_a_copy_follows_its_network(change: Callable[[Any], None]) -> None:

@@ -9,7 +9,6 @@ would else be done at each call: a quarter of the time of a single prompt, and m
 from __future__ import annotations
 
 import copy
-import operator
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -45,7 +44,7 @@ def fold_network(network: NetworkT, dtype: torch.dtype | None = None) -> Network
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """A copy, and what it was made of; the tensors are kept so that none takes their place."""
+    """A copy, and what it was made of; the tensors are kept so that no others get their places."""
 
     dtype: torch.dtype | None
     tensors: list[Tensor]
@@ -63,12 +62,7 @@ class FoldedViews:
         """The copy of a network, see `fold_network`."""
         tensors, known = _list_tensors(network), self._known.get(id(network))
         state = _tell_state(tensors)
-        if (
-            known is None
-            or known.dtype != dtype
-            or known.state != state
-            or any(map(operator.is_not, known.tensors, tensors))
-        ):
+        if known is None or known.dtype != dtype or known.state != state:
             known = _Known(dtype, tensors, state, fold_network(network, dtype))
             self._known[id(network)] = known
         return cast(NetworkT, known.folded)
