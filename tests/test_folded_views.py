@@ -183,3 +183,18 @@ def test_weights_made_under_inference_mode_are_folded_too() -> None:
     folded = model.fold_views(network)
     assert model.fold_views(network) is folded
     assert_alike(ask(folded, "view_segmenter"), ask(network, "view_segmenter"))
+
+
+@pytest.mark.parametrize("place", ["", "blocks.2.1.conv1.1"])
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_are_called(place: str, kind: str) -> None:
+    """Also those of a BatchNorm, and those that come after the copy was made."""
+    model, called = make_model(), []
+    network = model.view_segmenter
+    assert network is not None
+    folded = model.fold_views(network)
+    hook = getattr(network.get_submodule(place), kind)(lambda *_: called.append(1))
+    ask(model.fold_views(network), "view_segmenter")
+    assert called == [1]
+    hook.remove()
+    assert model.fold_views(network) is folded

@@ -59,8 +59,11 @@ class FoldedViews:
         self._known: dict[int, _Known] = {}
 
     def get(self, network: NetworkT, dtype: torch.dtype | None = None) -> NetworkT:
-        """The copy of a network, see `fold_network`."""
-        tensors, known = _list_tensors(network), self._known.get(id(network))
+        """The copy of a network, see `fold_network`; one with hooks answers itself."""
+        modules = _list_modules(network)
+        if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
+            return network
+        tensors, known = _list_tensors(modules), self._known.get(id(network))
         state = _tell_state(tensors)
         if known is None or known.dtype != dtype or known.state != state:
             known = _Known(dtype, tensors, state, fold_network(network, dtype))
@@ -74,14 +77,20 @@ class FoldedViews:
         return FoldedViews, ()
 
 
-def _list_tensors(network: nn.Module) -> list[Tensor]:
-    """Parameters and buffers; `parameters()` takes so long that single clicks feel it."""
-    tensors: list[Tensor] = []
+def _list_modules(network: nn.Module) -> list[nn.Module]:
+    """What `modules()` gives, which takes so long that single prompts feel it."""
     modules = [network]
+    for module in modules:
+        modules += [child for child in module._modules.values() if child is not None]
+    return modules
+
+
+def _list_tensors(modules: list[nn.Module]) -> list[Tensor]:
+    """Their own parameters and buffers."""
+    tensors: list[Tensor] = []
     for module in modules:
         own = (*module._parameters.values(), *module._buffers.values())
         tensors += [tensor for tensor in own if tensor is not None]
-        modules += [child for child in module._modules.values() if child is not None]
     return tensors
 
 
