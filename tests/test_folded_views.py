@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import randomize, tiny_config, tiny_tap
+from tests.tiny_predictor import make_mixed_prompts, make_photo, tiny_predictor
+from tokenize_anything import EverythingConfig
 from tokenize_anything.modeling import TAP
 from tokenize_anything.modeling.folded_views import fold_network
 
@@ -198,3 +200,19 @@ def test_hooks_are_called(place: str, kind: str) -> None:
     assert called == [1]
     hook.remove()
     assert model.fold_views(network) is folded
+
+
+def test_predictions_come_from_the_copies() -> None:
+    """Prompts of all kinds and the automatic mode compute no BatchNorm of these networks."""
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("a BatchNorm was computed")
+
+    predictor, photo = tiny_predictor(**SIZES), make_photo(149, 211)
+    for part in PARTS:
+        for module in predictor.model.get_submodule(part).modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.forward = fail
+    prompts = make_mixed_prompts(149, 211)
+    assert len(predictor.predict_mask_concept_caption(photo, prompts=prompts)) == len(prompts)
+    predictor.predict_everything(photo, config=EverythingConfig(points_per_side=2))

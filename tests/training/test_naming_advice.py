@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.data.photos import write_photos
-from tests.tiny import randomize
+from tests.tiny import randomize, tiny_config, tiny_tap
 from tests.training.states import assert_resumes
 from tests.training.tiny_naming import TWO_LOOKS, load, naming_config, read_rows, save_outliner
 from tests.training.tiny_runs import embed_by_hash
@@ -150,6 +150,13 @@ def test_advisers_that_cannot_be_asked(
     message = f"the namer of {advisers[1]} wants wider views of 64 pixels, got wide_size 0"
     with pytest.raises(ValueError, match=re.escape(message)):
         make_trainer(distill_from=(advisers[1],))
+    other = tiny_tap(
+        tiny_config(zoom=0.5, view_dim=5, view_size=64, namer_size=32, semantic_dim=19)
+    )
+    path = save_model(other, tmp_path / "other.safetensors")
+    message = f"dimensions, as {model_path} has, got (64, 19) in {path}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_trainer(distill_from=(str(path),))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         make_trainer(distill_from=(str(tmp_path / "nowhere.safetensors"),))
     with pytest.raises(ValueError, match=re.escape("distill_share: expected 0 to 1, got 1.5")):

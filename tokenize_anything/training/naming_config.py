@@ -66,8 +66,9 @@ class NamingConfig(PartConfig):
     batch_size: views of an update.
     box_only_weight: how often a region that has a box and no mask is drawn, beside one with a mask.
     dropout: of the features.
-    distill_from: models whose namers are asked the same, in evaluation mode; the mean of what they
-        say is learnt beside the names (Hinton et al. 2015, "Distilling the knowledge in a neural
+    distill_from: models whose namers are asked the same, in evaluation mode, with the tokens of
+        `init_from`, whose first look they share; the mean of what they say is learnt beside the
+        names (Hinton et al. 2015, "Distilling the knowledge in a neural
         network"; that all see one and the same varied view, Beyer et al. 2022, section 3.1).
     distill_share: of that mean in the loss.
     """

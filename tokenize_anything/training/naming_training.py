@@ -79,7 +79,7 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
         """Cut out and outline all named regions, and decode their boxes."""
         config = self.config
         self.teacher = self.make_teacher(data)
-        self.advisers = load_advisers(config, self.device)
+        self.advisers = load_advisers(config, self.model)
         records = choose_records(data.records, config.max_images)
         names = self.teacher.vocabulary.names
         views = crop_regions(
@@ -173,17 +173,25 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
         return batch.photos
 
 
-def load_advisers(config: NamingConfig, device: torch.device) -> list[ViewNamer]:
+def load_advisers(config: NamingConfig, student: TAP) -> list[ViewNamer]:
     """The namers to distil, as inference runs them.
 
     Raises:
-        ValueError: a model without a namer, or with one that wants wider views than the run has.
+        ValueError: a model without a namer, or with one that wants other tokens, speaks of another
+            concept space or wants wider views than the run has.
     """
     advisers = []
+    known = (student.config.decoder_dim, student.config.semantic_dim)
     for name in config.distill_from:
-        model = load_model(name, device=device, dtype="float32")
+        model = load_model(name, device=student.device, dtype="float32")
         if model.view_namer is None:
             raise ValueError(f"distill_from: expected models with a view namer, {name} has none")
+        sizes = (model.config.decoder_dim, model.config.semantic_dim)
+        if sizes != known:
+            raise ValueError(
+                f"distill_from: expected tokens and concepts of {known} dimensions, as "
+                f"{config.init_from} has, got {sizes} in {name}"
+            )
         if model.config.wide_size and not config.wide_size:
             raise ValueError(
                 f"distill_from: the namer of {name} wants wider views of "
