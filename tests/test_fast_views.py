@@ -31,11 +31,17 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(model, target, metadata=metadata, extra_tensors=tensors)
 
 
-@pytest.mark.parametrize("has_units", [True, False])
+@pytest.mark.parametrize(
+    ("facts", "has_units"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, True),  # Intel
+        ({"amx_bf16": False, "avx512_bf16": True}, True),  # AMD
+        ({"amx_bf16": False, "avx512_bf16": False, "avx2": True}, False),
+    ],
+)
 def test_only_a_dtype_left_open_and_a_fitting_cpu_give_it(
-    path: Path, monkeypatch: pytest.MonkeyPatch, has_units: bool
+    path: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, bool], has_units: bool
 ) -> None:
-    facts = {"amx_bf16": has_units, "avx2": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts, raising=False)
     assert has_bfloat16_units() == has_units
     for dtype, expected in (("auto", has_units), ("float32", False), ("bfloat16", False)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -125,6 +127,36 @@ def test_masks_that_are_not_wanted_stay_empty() -> None:
     np.testing.assert_array_equal(some.masks[wanted], every.masks[wanted])
     assert every.masks[~wanted].any() and not some.masks[~wanted].any()
     assert some.iou_scores.equal(every.iou_scores)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("asked", [[1, 4], [], range(7)])
+def test_prompts_that_are_not_asked_stay_blank(asked: Sequence[int]) -> None:
+    predictor = tiny_predictor()
+    encoded = predictor.encode_images(make_photo(HEIGHT, WIDTH))
+    prompts = make_mixed_prompts(HEIGHT, WIDTH)
+    every = decode_image(predictor.model, encoded, prompts, chunk=2)
+    is_asked = np.isin(np.arange(7), asked)
+    some = decode_image(predictor.model, encoded, prompts, chunk=2, is_asked=is_asked)
+    for field in dataclasses.fields(some):
+        whole, part = np.asarray(getattr(every, field.name)), np.asarray(getattr(some, field.name))
+        np.testing.assert_allclose(part[is_asked], whole[is_asked], 1e-4, 1e-5, err_msg=field.name)
+        assert not part[~is_asked].any(), field.name
+
+
+def test_every_prompt_is_asked_once_on_the_whole_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A click by the box of its mask, the others as they are."""
+    predictor, prompts = tiny_predictor(zoom=0.5, **SIZES), make_mixed_prompts(HEIGHT, WIDTH)
+    asked: list[int] = []
+    plain = region_decoding.decode_chunks
+
+    def count(model: Any, encoded: Any, some: Any, **kwargs: Any) -> Any:
+        asked.append(len(some))
+        return plain(model, encoded, some, **kwargs)
+
+    monkeypatch.setattr(region_decoding, "decode_chunks", count)
+    predictor.predict_mask_concept_caption(make_photo(HEIGHT, WIDTH), prompts=prompts)
+    assert sum(asked) == len(prompts) == 7
 
 
 # --- masks of windows --------------------------------------------------------------------------

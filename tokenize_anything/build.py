@@ -183,9 +183,9 @@ def choose_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
 
 
 def has_bfloat16_units() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware (AMX), as far as torch can tell."""
+    """Whether the CPU computes bfloat16 natively (AMX, AVX512-BF16), as far as torch can tell."""
     facts: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(facts.get("amx_bf16", False))
+    return bool(facts.get("amx_bf16") or facts.get("avx512_bf16"))
 
 
 def _assemble(config: TAPConfig, state: Mapping[str, Tensor], rates: dict[str, float]) -> TAP:

@@ -6,6 +6,7 @@ costs memory for what is kept alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,6 @@ from tokenize_anything.modeling.click_segmenter import NUM_WINDOWS
 from tokenize_anything.region_decoding import (
     DecodedImage,
     EncodedImage,
-    embed_tokens,
     tell_boxes,
 )
 from tokenize_anything.view_names import write_names
@@ -108,14 +108,9 @@ def find_by_clicks(
     rows, parents = pick_regions(
         masks, found.iou_scores, config.max_overlap, config.min_containment
     )
-    empty = torch.zeros(len(rows), model.config.decoder_dim, device=model.device, dtype=model.dtype)
-    decoded = DecodedImage(
-        masks=masks[rows],
+    decoded = dataclasses.replace(
+        DecodedImage.blank(model, masks[rows]),
         iou_scores=torch.from_numpy(found.iou_scores[rows]).to(model.device),
-        semantic_tokens=empty,
-        semantic_embeddings=embed_tokens(model, empty),
-        mask_index=torch.zeros(len(rows), dtype=torch.int64, device=model.device),
-        mask_tokens=empty.clone(),
     )
     tell_boxes(model, encoded, np.arange(len(rows)), decoded, chunk=chunk)
     if model.view_namer is not None:

@@ -60,6 +60,27 @@ class DecodedImage:
     def __len__(self) -> int:
         return len(self.masks)
 
+    @classmethod
+    def blank(cls, model: TAP, masks: np.ndarray) -> DecodedImage:
+        """Regions of which nothing is known but their masks (R,H,W)."""
+        config, count = model.config, len(masks)
+        zeros = torch.zeros(count, config.decoder_dim, device=model.device, dtype=model.dtype)
+        return cls(
+            masks=masks,
+            iou_scores=zeros.new_zeros(count, dtype=torch.float32),
+            semantic_tokens=zeros,
+            semantic_embeddings=zeros.new_zeros(count, config.semantic_dim),
+            mask_index=zeros.new_zeros(count, dtype=torch.int64),
+            mask_tokens=zeros.clone(),
+        )
+
+    def write_tokens(self, rows: np.ndarray, outputs: RegionOutputs) -> None:
+        """Put the routed slots of a decoder's outputs in the place of what is known of `rows`."""
+        for name in ("semantic_tokens", "semantic_embeddings", "mask_tokens"):
+            values = getattr(self, name)
+            values[rows] = outputs.select(getattr(outputs, name)).to(values.dtype)
+        self.mask_index[rows] = outputs.mask_index
+
 
 def count_regions_in_memory(model: TAP) -> int:
     """How many prompts fit into REGION_MEMORY on the CPU, and 32 times that elsewhere."""
@@ -126,8 +147,9 @@ def decode_image(
     *,
     chunk: int,
     has_mask: np.ndarray | None = None,
+    is_asked: np.ndarray | None = None,
 ) -> DecodedImage:
-    """Decode the routed slot of all prompts and restore their masks, see `decode_chunks`.
+    """Decode the routed slot of prompts and restore their masks, see `decode_chunks`.
 
     Args:
         model: in evaluation mode.
@@ -135,21 +157,23 @@ def decode_image(
         prompts: original pixels, checked to lie in the photo.
         chunk: see `decode_chunks`.
         has_mask: (R,) bool, whose masks are wanted, None for all; the others stay empty.
+        is_asked: (R,) bool, which are decoded, None for all; of the others nothing is known.
     """
-    masks = np.zeros((len(prompts), *encoded.original_hw), dtype=bool)
+    target = DecodedImage.blank(model, np.zeros((len(prompts), *encoded.original_hw), bool))
     wanted = np.ones(len(prompts), bool) if has_mask is None else has_mask
-    all_rows, parts = [], []
-    for rows, outputs in decode_chunks(model, encoded, prompts, chunk=chunk, all_slots=False):
+    asked = np.arange(len(prompts)) if is_asked is None else np.flatnonzero(is_asked)
+    some_prompts = prompts[asked]
+    for places, outputs in decode_chunks(
+        model, encoded, some_prompts, chunk=chunk, all_slots=False
+    ):
+        rows = asked[places]
         if wanted[rows].any():
             some = torch.from_numpy(wanted[rows]).to(outputs.mask_logits.device)
-            masks[rows[wanted[rows]]] = restore_masks(outputs.mask_logits[some], encoded.frame)
-        fields = (outputs.iou_scores, outputs.semantic_tokens, outputs.semantic_embeddings)
-        chosen = [outputs.select(field) for field in fields]
-        parts.append([*chosen, outputs.mask_index, outputs.select(outputs.mask_tokens)])
-        all_rows.append(rows)
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    order = _original_order(all_rows, columns[0].device)
-    return DecodedImage(masks, *(column[order] for column in columns))
+            masks = restore_masks(outputs.mask_logits[some], encoded.frame)
+            target.masks[rows[wanted[rows]]] = masks
+        target.iou_scores[rows] = outputs.select(outputs.iou_scores)
+        target.write_tokens(rows, outputs)
+    return target
 
 
 def decode_chunks(
@@ -208,11 +232,21 @@ def tell_boxes(
     if not len(rows):
         return
     prompts = PointPrompts.from_boxes(np.stack(list(boxes.values())))
+    tell_prompts(model, encoded, prompts, rows, target, chunk=chunk)
+
+
+def tell_prompts(
+    model: TAP,
+    encoded: EncodedImage,
+    prompts: PointPrompts,
+    rows: np.ndarray,
+    target: DecodedImage,
+    *,
+    chunk: int,
+) -> None:
+    """Give the regions `rows` of `target` the tokens that prompts get on the whole photo."""
     for places, outputs in decode_chunks(model, encoded, prompts, chunk=chunk, all_slots=False):
-        some = rows[places]
-        for name in ("semantic_tokens", "semantic_embeddings", "mask_tokens"):
-            getattr(target, name)[some] = outputs.select(getattr(outputs, name))
-        target.mask_index[some] = outputs.mask_index
+        target.write_tokens(rows[places], outputs)
 
 
 def _original_order(rows: list[np.ndarray], device: torch.device) -> Tensor:

@@ -44,6 +44,7 @@ from tokenize_anything.region_decoding import (
     decode_image,
     encode_photo,
     tell_boxes,
+    tell_prompts,
 )
 from tokenize_anything.view_names import write_names
 from tokenize_anything.view_outlines import Outline, outline_regions
@@ -110,7 +111,8 @@ def decode_closely(
     if not zoom or encoded.rgb is None:
         return decode_image(model, encoded, prompts, chunk=chunk)
     counts = _first_counts(model, prompts)
-    first = decode_image(model, encoded, prompts, chunk=chunk, has_mask=counts)
+    heard = _are_heard(model, prompts, counts)
+    first = decode_image(model, encoded, prompts, chunk=chunk, has_mask=counts, is_asked=heard)
     if model.click_segmenter is not None:
         rows = _open_rows(model, prompts)
         write_click_masks(model, encoded.rgb, prompts, rows, first)
@@ -120,12 +122,29 @@ def decode_closely(
         outlines = _write_outlines(model, encoded.rgb, prompts, first)
     if model.click_segmenter is not None:
         tell_boxes(model, encoded, clicked_rows(prompts), first, chunk=chunk)
+        lost = [row for row in np.flatnonzero(~heard) if not first.masks[row].any()]
+        if lost:
+            rows = np.array(lost)
+            tell_prompts(model, encoded, prompts[rows], rows, first, chunk=chunk)
     _join_embeddings(outlines, first)
     if model.view_namer is not None:
         is_box = np.flatnonzero(prompts.is_box).tolist()
         boxes = {row: prompts.coords_xy[row, :2].reshape(4) for row in is_box}
         write_names(model, encoded.rgb, first, boxes)
     return first
+
+
+def _are_heard(model: TAP, prompts: PointPrompts, counts: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether the first look is wanted at all (R,).
+
+    It is not where networks for views find masks and scores of clicks, and the boxes of these masks
+    are asked for tokens.
+    """
+    are_heard = np.ones(len(prompts), bool)
+    if model.click_segmenter is not None:
+        clicked = clicked_rows(prompts)
+        are_heard[clicked] = counts[clicked]
+    return are_heard
 
 
 def _first_counts(model: TAP, prompts: PointPrompts) -> NDArray[np.bool_]:
