@@ -40,7 +40,7 @@ def ask(network: nn.Module, part: str) -> list[Tensor]:
     with torch.inference_mode():
         if part == "view_namer":
             boxes = torch.tensor([[7.0, 11.0, 41.0, 53.0]]).repeat(REGIONS, 1)
-            features = network(pixels, boxes, masks, twice=True)
+            features = network(pixels, boxes, masks)
             around = network.look_around(pixels, masks)
             tokens = torch.randn(REGIONS, network.token_head.out_features, generator=generator)
             return [features, around, network.fuse(torch.cat([features, around], 1), tokens)]

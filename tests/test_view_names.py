@@ -64,38 +64,33 @@ def name_plainly(
     box: np.ndarray,
     semantic_token: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token and embedding of one region, with views normalised and flipped by hand."""
+    """Token and embedding of one region, with views normalised by hand."""
     namer = predictor.model.view_namer
     assert namer is not None
     view = CentredView.around(box, photo.shape[:2], SIDE, 0.7)
-    x0, y0, x1, y1 = view.box_in_view(box).tolist()
+    corners = torch.from_numpy(view.box_in_view(box))
     pixels = normalize_plainly(predictor, view.show(photo, PADDING))
-    inside = view.show(mask).astype(np.float32) / 255
-    added = []
-    for corners, step in (((x0, y0, x1, y1), 1), ((SIDE - x1, y0, SIDE - x0, y1), -1)):
-        drawn = np.ascontiguousarray(inside[:, ::step])
-        asked = (to_tensor(pixels[:, ::step]), torch.tensor(corners), torch.from_numpy(drawn))
-        features = namer(*(value[None] for value in asked))
-        if namer.wide is not None:
-            around = look_around_plainly(predictor, namer, photo, box, step)
-            features = torch.cat([features, around], dim=1)
-        added.append(namer.token_head(features)[0])
-    token = semantic_token + (added[0] + added[1]) / 2
+    inside = torch.from_numpy(view.show(mask).astype(np.float32) / 255)
+    features = namer(*(value[None] for value in (to_tensor(pixels), corners, inside)))
+    if namer.wide is not None:
+        around = look_around_plainly(predictor, namer, photo, box)
+        features = torch.cat([features, around], dim=1)
+    token = semantic_token + namer.token_head(features)[0]
     return token, namer.semantic_head(token)
 
 
 def look_around_plainly(
-    predictor: TAPPredictor, namer: ViewNamer, photo: np.ndarray, box: np.ndarray, step: int
+    predictor: TAPPredictor, namer: ViewNamer, photo: np.ndarray, box: np.ndarray
 ) -> torch.Tensor:
-    """Features (1,F) of a wider view, where `step` is -1 of the flipped one."""
+    """Features (1,F) of a wider view."""
     share = max(0.2, max((box[2:] - box[:2]).max(), 4) / (1.2 * max(photo.shape[:2])))
     view = CentredView.around(box, photo.shape[:2], WIDE_SIDE, share)
     low, high = view.box_in_view(box).reshape(2, 2)
     start = np.arange(WIDE_SIDE)[:, None]
     covered = (np.minimum(start + 1, high) - np.maximum(start, low)).clip(0, 1)
-    drawn = np.outer(covered[:, 1], covered[:, 0])[:, ::step].astype(np.float32)
-    pixels = normalize_plainly(predictor, view.show(photo, PADDING))[:, ::step]
-    return namer.look_around(to_tensor(pixels)[None], torch.from_numpy(drawn.copy())[None])
+    drawn = np.outer(covered[:, 1], covered[:, 0]).astype(np.float32)
+    pixels = normalize_plainly(predictor, view.show(photo, PADDING))
+    return namer.look_around(to_tensor(pixels)[None], torch.from_numpy(drawn)[None])
 
 
 def normalize_plainly(predictor: TAPPredictor, shown: np.ndarray) -> np.ndarray:

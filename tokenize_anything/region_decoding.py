@@ -162,10 +162,10 @@ def decode_image(
     target = DecodedImage.blank(model, np.zeros((len(prompts), *encoded.original_hw), bool))
     wanted = np.ones(len(prompts), bool) if has_mask is None else has_mask
     asked = np.arange(len(prompts)) if is_asked is None else np.flatnonzero(is_asked)
-    some_prompts = prompts[asked]
     for places, outputs in decode_chunks(
-        model, encoded, some_prompts, chunk=chunk, all_slots=False
-    ):
+        model, encoded, prompts[asked], chunk=chunk, all_slots=False,
+        with_masks=bool(wanted[asked].any()),
+    ):  # fmt: skip
         rows = asked[places]
         if wanted[rows].any():
             some = torch.from_numpy(wanted[rows]).to(outputs.mask_logits.device)
@@ -177,7 +177,13 @@ def decode_image(
 
 
 def decode_chunks(
-    model: TAP, encoded: EncodedImage, prompts: PointPrompts, *, chunk: int, all_slots: bool
+    model: TAP,
+    encoded: EncodedImage,
+    prompts: PointPrompts,
+    *,
+    chunk: int,
+    all_slots: bool,
+    with_masks: bool = True,
 ) -> Iterator[tuple[np.ndarray, RegionOutputs]]:
     """Yield rows of prompts and their outputs, at most `chunk` at once; at least one yield.
 
@@ -190,6 +196,7 @@ def decode_chunks(
         prompts: original pixels, checked to lie in the photo.
         chunk: at least 1; it changes memory, never the result.
         all_slots: False computes the mask of the routed slot only.
+        with_masks: False computes no mask.
     """
     if len(prompts) == 0:
         yield np.zeros(0, np.int64), _no_regions(model, NUM_MASK_SLOTS if all_slots else 1)
@@ -209,6 +216,7 @@ def decode_chunks(
                     coords[rows, :num_points].unsqueeze(0),
                     labels[rows, :num_points].unsqueeze(0),
                     all_slots=all_slots,
+                    with_masks=with_masks,
                 ),
             )
 
@@ -245,7 +253,9 @@ def tell_prompts(
     chunk: int,
 ) -> None:
     """Give the regions `rows` of `target` the tokens that prompts get on the whole photo."""
-    for places, outputs in decode_chunks(model, encoded, prompts, chunk=chunk, all_slots=False):
+    for places, outputs in decode_chunks(
+        model, encoded, prompts, chunk=chunk, all_slots=False, with_masks=False
+    ):
         target.write_tokens(rows[places], outputs)
 
 

@@ -77,7 +77,7 @@ def name_regions(
     boxes_xyxy: Mapping[int, NDArray[np.floating]],
     semantic_tokens: Tensor,
 ) -> Iterator[RegionName]:
-    """Name regions, `VIEWS_AT_ONCE` at a time, in order; each is seen twice, once mirrored.
+    """Name regions, `VIEWS_AT_ONCE` at a time, in order.
 
     Args:
         model: with a view namer, in evaluation mode.
@@ -98,7 +98,7 @@ def name_regions(
         inside = np.stack([view.show(masks[row]) for view, row in zip(close, some, strict=True)])
         outlines = torch.from_numpy(inside).to(model.device).float() / 255
         with model.view_precision():
-            features = namer(*_show(model, photo, close, boxes), outlines, twice=True)
+            features = namer(*_show(model, photo, close, boxes), outlines)
             if namer.wide is not None:
                 around = _look_around(model, namer, photo, boxes)
                 features = torch.cat([features, around], dim=1)
@@ -118,7 +118,7 @@ def _look_around(
     side, image_hw = model.config.wide_size, photo.shape[:2]
     views = [CentredView.around(b, image_hw, side, wide_zoom(b, image_hw)) for b in boxes_xyxy]
     pixels, places = _show(model, photo, views, boxes_xyxy)
-    return namer.look_around(pixels, cover_boxes(places, side), twice=True)
+    return namer.look_around(pixels, cover_boxes(places, side))
 
 
 def _show(

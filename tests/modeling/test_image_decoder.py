@@ -84,6 +84,19 @@ def test_computing_only_the_routed_slot_changes_nothing(decoder: ImageDecoder) -
         torch.testing.assert_close(getattr(routed, name), getattr(every, name))
 
 
+@pytest.mark.parametrize("all_slots", [True, False])
+def test_without_masks_all_else_is_the_same(decoder: ImageDecoder, all_slots: bool) -> None:
+    features, grid, points, is_box = make_inputs()
+    context = decoder.prepare(features, grid)
+    known = decoder(context, points, is_box, all_slots=all_slots)
+    found = decoder(context, points, is_box, all_slots=all_slots, with_masks=False)
+    assert found.mask_logits.shape == (IMAGES * PROMPTS, 0, 4 * SIDE, 4 * SIDE)
+    assert found.mask_logits.dtype == known.mask_logits.dtype
+    for name in (*FIELDS, "mask_index"):
+        if name != "mask_logits":
+            assert torch.equal(getattr(found, name), getattr(known, name)), name
+
+
 def test_mask_index_follows_the_rule(decoder: ImageDecoder) -> None:
     *_, is_box = inputs = make_inputs()
     outputs = run(decoder, *inputs)

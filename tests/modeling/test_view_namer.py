@@ -75,16 +75,6 @@ def test_a_view_alone_equals_a_view_in_a_batch(namer: ViewNamer) -> None:
         torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
 
 
-def test_two_looks_are_the_mean_of_plain_and_mirrored(namer: ViewNamer) -> None:
-    pixels, boxes, masks = make_views()
-    masks[4] = 0.0
-    flipped = torch.stack([SIDE - boxes[:, 2], boxes[:, 1], SIDE - boxes[:, 0], boxes[:, 3]], dim=1)
-    found, plain = namer(pixels, boxes, masks, twice=True), namer(pixels, boxes, masks)
-    mirrored = namer(pixels.flip(-1), flipped, masks.flip(-1))
-    torch.testing.assert_close(found, (plain + mirrored) / 2, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(plain, mirrored, atol=1e-3)
-
-
 def test_where_a_mask_is_empty_the_box_is_pooled_over(namer: ViewNamer) -> None:
     """The network still sees the empty mask; only the means are taken over the box."""
     pixels, boxes, masks = make_views(3)
@@ -134,9 +124,7 @@ def test_boxes_masks_and_pixels_are_heard(namer: ViewNamer) -> None:
 def test_drawn_boxes_give_the_same(namer: ViewNamer) -> None:
     pixels, boxes, masks = make_views(3)
     drawn = cover_boxes(boxes, SIDE)
-    for twice in (False, True):
-        found = namer.look(pixels, drawn, masks, twice=twice)
-        torch.testing.assert_close(found, namer(pixels, boxes, masks, twice=twice))
+    torch.testing.assert_close(namer.look(pixels, drawn, masks), namer(pixels, boxes, masks))
 
 
 def test_features_are_added_to_tokens(namer: ViewNamer) -> None:
@@ -223,23 +211,12 @@ def test_wider_views_equal_a_plain_computation(wide_namer: ViewNamer) -> None:
     torch.testing.assert_close(found, pool_levels(levels, boxes))
 
 
-def test_two_wider_looks_are_the_mean_of_plain_and_mirrored(wide_namer: ViewNamer) -> None:
+def test_a_wider_view_alone_equals_one_in_a_batch(wide_namer: ViewNamer) -> None:
     pixels, boxes = make_wide_views()
-    found = wide_namer.look_around(pixels, boxes, twice=True)
-    plain = wide_namer.look_around(pixels, boxes)
-    mirrored = wide_namer.look_around(pixels.flip(-1), boxes.flip(-1))
-    torch.testing.assert_close(found, (plain + mirrored) / 2, rtol=1e-4, atol=1e-5)
-    for other in ((pixels, boxes), (pixels.flip(-1), boxes), (pixels, boxes.flip(-1))):
-        assert not torch.allclose(wide_namer.look_around(*other), mirrored, atol=1e-3)
-
-
-@pytest.mark.parametrize("twice", [False, True])
-def test_a_wider_view_alone_equals_one_in_a_batch(wide_namer: ViewNamer, twice: bool) -> None:
-    pixels, boxes = make_wide_views()
-    together = wide_namer.look_around(pixels, boxes, twice=twice)
+    together = wide_namer.look_around(pixels, boxes)
     for row in range(COUNT):
         some = slice(row, row + 1)
-        alone = wide_namer.look_around(pixels[some], boxes[some], twice=twice)
+        alone = wide_namer.look_around(pixels[some], boxes[some])
         torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
 
 

@@ -20,7 +20,8 @@ from tokenize_anything.modeling.two_way_transformer import ImageContext, TwoWayT
 class RegionOutputs:
     """Everything the image decoder says about R prompts, in the model frame.
 
-    mask_logits: (R,4,4h,4w), or (R,1,4h,4w) when only the routed slot was asked for.
+    mask_logits: (R,4,4h,4w), (R,1,4h,4w) when only the routed slot was asked for, or (R,0,4h,4w)
+        when no mask was.
     iou_scores: (R,4) float32 estimates of the IoU of each mask.
     mask_tokens: (R,4,C).
     semantic_tokens: (R,4,C), input of the text decoder.
@@ -119,6 +120,7 @@ class ImageDecoder(nn.Module):
         is_box: Tensor,
         *,
         all_slots: bool = True,
+        with_masks: bool = True,
     ) -> RegionOutputs:
         """Decode the same number of prompts for each image.
 
@@ -127,20 +129,27 @@ class ImageDecoder(nn.Module):
             point_embeddings: (B,P,N,C).
             is_box: (B,P) bool, which routing rule applies.
             all_slots: False computes mask and embedding of the routed slot only.
+            with_masks: False computes no mask.
 
         Returns:
             RegionOutputs of R = B * P regions, image-major.
         """
         prompts = self.attend(context, point_embeddings)
         mask_index = select_mask_index(prompts.iou_scores, is_box.flatten())
-        weights = self._mask_weights(prompts.mask_tokens)
+        rows = torch.arange(len(mask_index), device=mask_index.device)
         described = prompts.semantic_tokens
         if not all_slots:
-            rows = torch.arange(len(mask_index), device=mask_index.device)
-            weights = weights[rows, mask_index].unsqueeze(1)
             described = described[rows, mask_index].unsqueeze(1)
+        if with_masks:
+            weights = self._mask_weights(prompts.mask_tokens)
+            if not all_slots:
+                weights = weights[rows, mask_index].unsqueeze(1)
+            mask_logits = self._mask_logits(prompts.features, weights)
+        else:
+            side = 4 * math.isqrt(prompts.features.shape[1])
+            mask_logits = prompts.features.new_zeros(len(rows), 0, side, side)
         return RegionOutputs(
-            mask_logits=self._mask_logits(prompts.features, weights),
+            mask_logits=mask_logits,
             iou_scores=prompts.iou_scores,
             mask_tokens=prompts.mask_tokens,
             semantic_tokens=prompts.semantic_tokens,

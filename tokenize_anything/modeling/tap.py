@@ -80,7 +80,13 @@ class TAP(nn.Module):
         return self.image_decoder.prepare(image_features, grid_encoding)
 
     def decode_regions(
-        self, context: ImageContext, coords_xy: Tensor, labels: Tensor, *, all_slots: bool = True
+        self,
+        context: ImageContext,
+        coords_xy: Tensor,
+        labels: Tensor,
+        *,
+        all_slots: bool = True,
+        with_masks: bool = True,
     ) -> RegionOutputs:
         """Decode prompts; all images carry the same number of prompts.
 
@@ -89,13 +95,16 @@ class TAP(nn.Module):
             coords_xy: (B,P,N,2) model-frame pixels.
             labels: (B,P,N) point labels 0..4.
             all_slots: False computes the mask of the routed slot only.
+            with_masks: False computes no mask.
 
         Returns:
             RegionOutputs of R = B * P regions, image-major.
         """
         point_embeddings = self.encode_prompts(coords_xy, labels)
         is_box = labels[..., 0] == PointLabel.TOP_LEFT
-        return self.image_decoder(context, point_embeddings, is_box, all_slots=all_slots)
+        return self.image_decoder(
+            context, point_embeddings, is_box, all_slots=all_slots, with_masks=with_masks
+        )
 
     def attend_prompts(
         self, context: ImageContext, coords_xy: Tensor, labels: Tensor

@@ -15,9 +15,7 @@ from tokenize_anything.config import TAPConfig
 from tokenize_anything.modeling.layers import PredictionHead
 from tokenize_anything.modeling.view_encoder import (
     ViewEncoder,
-    add_mirrored,
     cover_boxes,
-    mean_of_both,
     pool_levels,
 )
 
@@ -44,43 +42,33 @@ class ViewNamer(ViewEncoder):
         self.token_head = nn.Linear(num_looks * self.pooled_dim, config.decoder_dim)
         self.semantic_head = PredictionHead(config.decoder_dim, HEAD_DIM, config.semantic_dim)
 
-    def forward(
-        self, pixels: Tensor, boxes_xyxy: Tensor, masks: Tensor, *, twice: bool = False
-    ) -> Tensor:
+    def forward(self, pixels: Tensor, boxes_xyxy: Tensor, masks: Tensor) -> Tensor:
         """Features (R,20*width) of one region in each view.
 
         Args:
             pixels: (R,3,v,v) normalised, v a multiple of 32.
             boxes_xyxy: (R,4) pixels of the view.
             masks: (R,v,v) in [0, 1]; where one is empty, the box counts in its place.
-            twice: look at everything flipped left to right too, and take the mean of both.
         """
         boxes = cover_boxes(boxes_xyxy, pixels.shape[-1])
-        return self.look(pixels, boxes, masks, twice=twice)
+        return self.look(pixels, boxes, masks)
 
-    def look(self, pixels: Tensor, boxes: Tensor, masks: Tensor, *, twice: bool = False) -> Tensor:
+    def look(self, pixels: Tensor, boxes: Tensor, masks: Tensor) -> Tensor:
         """The same with boxes drawn already, (R,v,v) in [0, 1]."""
         maps = torch.stack([boxes.float(), masks.float()], dim=1)
-        if twice:
-            pixels, maps = add_mirrored(pixels), add_mirrored(maps)
         is_empty = ~maps[:, 1].flatten(1).any(dim=1)
         inside = torch.where(is_empty[:, None, None], maps[:, 0], maps[:, 1])
-        features = pool_levels(self.encode(pixels, maps), inside)
-        return mean_of_both(features) if twice else features
+        return pool_levels(self.encode(pixels, maps), inside)
 
-    def look_around(self, pixels: Tensor, boxes: Tensor, *, twice: bool = False) -> Tensor:
+    def look_around(self, pixels: Tensor, boxes: Tensor) -> Tensor:
         """Features (R,20*width) of wider views, which `fuse` wants behind those of the regions.
 
         Args:
             pixels: (R,3,v,v) normalised, v a multiple of 32.
             boxes: (R,v,v) in [0, 1], the region's box drawn.
-            twice: look at everything flipped left to right too, and take the mean of both.
         """
         assert self.wide is not None
-        if twice:
-            pixels, boxes = add_mirrored(pixels), add_mirrored(boxes)
-        features = pool_levels(self.wide.encode(pixels, boxes[:, None].float()), boxes.float())
-        return mean_of_both(features) if twice else features
+        return pool_levels(self.wide.encode(pixels, boxes[:, None].float()), boxes.float())
 
     def fuse(self, features: Tensor, semantic_tokens: Tensor) -> Tensor:
         """Semantic tokens (R,C) with what the features (R,F) say added to them.
