@@ -16,7 +16,7 @@ from tokenize_anything.modeling import TAP
 from tokenize_anything.prompts import PointPrompts
 from tokenize_anything.region_decoding import DecodedImage
 
-PROMPTS_AT_ONCE = 8
+PROMPTS_AT_ONCE = 16
 
 
 def clicked_rows(prompts: PointPrompts) -> NDArray[np.intp]:
