@@ -56,6 +56,8 @@ def train(data: Path, out: Path, configs: Path = CONFIGS) -> Path:
         ViewTrainer(read_config(ViewConfig, path, data, out), embed).run()
         path = configs / f"tap_tiny_{clicks}.yaml"
         ClickTrainer(read_config(ClickConfig, path, data, out)).run()
+    sketches = configs / "tap_tiny_sketches.yaml"
+    ViewTrainer(read_config(ViewConfig, sketches, data, out), embed).run()
     for path in sorted(configs.glob("tap_tiny_names?.yaml")):
         naming = read_config(NamingConfig, path, data, out)
         named = NamerTrainer(naming, embed).run()

@@ -62,7 +62,7 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
         for f, kind in zip(files, kinds, strict=True)
         if kind == "names"
     ]
-    others = {f"tap_tiny_{name}" for name in ("captions", "stage2", "views")}
+    others = {f"tap_tiny_{name}" for name in ("captions", "sketches", "stage2", "views")}
     assert set(kinds) == {"stage1", "clicks", "corrections", "names"} | others
     assert phases[0].init_from is None
     stage2 = load_config(CaptionConfig, tool.CONFIGS / "tap_tiny_stage2.yaml")
@@ -71,26 +71,28 @@ def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
     corrections = [
         load_config(ViewConfig, tool.CONFIGS / f"tap_tiny_corrections{x}.yaml") for x in "ab"
     ]
+    sketches = load_config(ViewConfig, tool.CONFIGS / "tap_tiny_sketches.yaml")
+    corrected = [*corrections, sketches]
     captions = load_config(CaptionConfig, tool.CONFIGS / "tap_tiny_captions.yaml")
     assert not captions.fresh_text_decoder and captions.text_tokenizer == stage2.text_tokenizer
     assert views.init_from == "without_outlines.safetensors"
     rows: list[list[Any]] = [[*phases, stage2], [views, clicks[0]]]
     for outlines, answers in zip(corrections, clicks[1:], strict=True):
         rows[1] += [outlines, answers]
-    rows[1] += [*names, captions]
+    rows[1] += [sketches, *names, captions]
     for row in rows:
         for before, after in itertools.pairwise(row):
             assert after.init_from == f"{before.output_folder}/model.safetensors"
-    for kin in (phases, clicks, corrections, names):
+    for kin in (phases, clicks, corrected, names):
         assert len({config.seed for config in kin}) == len(kin)
     last = config_to_dict(phases[-1].model)
     different = {k for k, v in config_to_dict(tap_tiny()).items() if v != last[k]}
     added = {"view_dim", "namer_size", "wide_size", "click_size", "view_corrects"}
     assert different <= {"image_size", "vocabulary_size", *added}
     assert views.fresh and load_config(ViewConfig, tool.CONFIGS / "curve_views.yaml").fresh
-    for part in (views, *corrections):
+    for part in (views, *corrected):
         assert (part.view_dim, part.view_size) == (tap_tiny().view_dim, tap_tiny().view_size)
-    assert {config.view_corrects for config in corrections} == {tap_tiny().view_corrects}
+    assert {config.view_corrects for config in corrected} == {tap_tiny().view_corrects}
     assert names[-1].namer_size == tap_tiny().namer_size
     assert names[-1].wide_size == tap_tiny().wide_size
     assert {config.click_size for config in clicks} == {tap_tiny().click_size}
@@ -116,6 +118,7 @@ def write_recipe(folder: Path, data: Path, out: Path) -> None:
     )
     outlines = ViewConfig(view_dim=2, view_size=32, batch_size=2, num_workers=0, **shared)
     corrections = dataclasses.replace(outlines, view_corrects=True, second_stage_probability=1.0)
+    sketches = dataclasses.replace(corrections, sketch_probability=0.5)
     clicks = ClickConfig(click_size=64, batch_size=2, num_workers=0, **shared)
     named = NamingConfig(namer_size=32, crop_size=64, batch_size=4, **shared)
     wider = dataclasses.replace(named, wide_size=32, wide_crop_size=32)
@@ -129,7 +132,8 @@ def write_recipe(folder: Path, data: Path, out: Path) -> None:
         ("clicksb", dataclasses.replace(clicks, outline_boxes=True), "kb", "oa/model.safetensors"),
         ("correctionsb", corrections, "ob", "kb/model.safetensors"),
         ("clicksc", dataclasses.replace(clicks, seed=1), "kc", "ob/model.safetensors"),
-        ("namesa", named, "na", "kc/model.safetensors"),
+        ("sketches", sketches, "s", "kc/model.safetensors"),
+        ("namesa", named, "na", "s/model.safetensors"),
         ("namesb", named, "nb", "na/model.safetensors"),
         ("namesc", wider, "nc", "nb/model.safetensors"),
         ("captions", again, "d", "nc/model.safetensors"),
@@ -176,8 +180,10 @@ def test_all_phases_run_and_are_packed_into_one_file(
     assert parts == {"text_decoder"}
     parts = {name.partition(".")[0] for name in changed_since("without_outlines.safetensors")}
     assert parts == {"text_decoder", "click_segmenter", "view_segmenter", "view_namer"}
-    parts = {name.partition(".")[0] for name in changed_since("ob/model.safetensors")}
-    assert parts == {"text_decoder", "click_segmenter", "view_namer"}
+    parts = {name.partition(".")[0] for name in changed_since("s/model.safetensors")}
+    assert parts == {"text_decoder", "view_namer"}
+    parts = {name.partition(".")[0] for name in changed_since("kc/model.safetensors")}
+    assert parts == {"text_decoder", "view_segmenter", "view_namer"}
     for path in ("ka", "oa"):  # each phase of outlines is in it
         changed = {name.partition(".")[0] for name in changed_since(f"{path}/model.safetensors")}
         assert {"view_segmenter", "click_segmenter"} <= changed, path

@@ -25,6 +25,8 @@ class ViewConfig(PartConfig):
     prompts: how boxes are jittered and how many clicks follow; its probabilities say how often a
         step corrects the segmenter's own masks instead of taking clicks from the truth.
     second_stage_probability: how often a step has more than the first box or click.
+    sketch_probability: how often the clicks that a step takes from the truth lie on a line across
+        each region, which may leave it, see `sketch_prompts`.
     mask_weight, dice_weight, iou_weight, concept_weight: of the losses: binary cross-entropy and
         dice of the masks, squared error of the IoU scores, KL divergence of the concepts.
     """
@@ -37,6 +39,7 @@ class ViewConfig(PartConfig):
     prompts: PromptSamplingConfig = field(default_factory=PromptSamplingConfig)
     batch_size: int = 12
     second_stage_probability: float = 0.5
+    sketch_probability: float = 0.0
     mask_weight: float = 1.0
     dice_weight: float = 1.0
     iou_weight: float = 1.0
@@ -46,7 +49,7 @@ class ViewConfig(PartConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_counts(self, ("view_dim", "view_size", "batch_size"))
-        require_fractions(self, ("second_stage_probability",))
+        require_fractions(self, ("second_stage_probability", "sketch_probability"))
         if self.num_workers < 0:
             raise ValueError(f"num_workers: expected at least 0, got {self.num_workers}")
         if self.view_size % 32:

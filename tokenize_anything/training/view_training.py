@@ -18,6 +18,7 @@ from tokenize_anything.data.prompt_sampling import (
 from tokenize_anything.data.view_dataset import ViewBatch, ViewDataset
 from tokenize_anything.image_transform import normalize_pixels
 from tokenize_anything.modeling import TAP, ViewOutputs
+from tokenize_anything.prompts import NUM_SKETCH_POINTS
 from tokenize_anything.training import losses
 from tokenize_anything.training.concept_teacher import has_text
 from tokenize_anything.training.epoch_loader import load_epochs
@@ -34,6 +35,7 @@ from tokenize_anything.training.part_training import (
     mean_where,
     start_model,
 )
+from tokenize_anything.training.sketch_prompts import draw_sketches
 from tokenize_anything.training.step_draws import StepDraws
 from tokenize_anything.training.training_data import TrainingData
 from tokenize_anything.training.view_config import ViewConfig
@@ -126,12 +128,24 @@ class ViewTrainer(PartTrainer[ViewConfig, ViewBatch]):
         if not draws.has_second_stage:
             return first, None
         if not draws.is_interactive:
-            clicks = self.sampler.clicks(batch.masks, generator, draws.num_clicks)
-            return replace_boxes(first, clicks), None
+            return replace_boxes(first, self._draw_clicks(batch, generator, draws.num_clicks)), None
         self.part.eval()  # the running statistics take in each photo once
         drawn = self._correct(batch, pixels, first, generator, draws.num_clicks)
         self.part.train()
         return drawn
+
+    def _draw_clicks(
+        self, batch: ViewBatch, generator: torch.Generator, num_clicks: int
+    ) -> SampledPrompts:
+        """Clicks on the truth; in some steps those of a sketch, where it shows the region."""
+        probability = self.config.sketch_probability
+        coin = torch.rand((), generator=generator, device=self.device) if probability else 1.0
+        if not coin < probability:
+            return self.sampler.clicks(batch.masks, generator, num_clicks)
+        clicks = self.sampler.clicks(batch.masks, generator, NUM_SKETCH_POINTS)
+        sketches, are_good = draw_sketches(batch.boxes_xyxy, batch.masks, generator)
+        clicks.coords_xy[are_good, :NUM_SKETCH_POINTS] = sketches[are_good]
+        return clicks
 
     def _correct(
         self,
