@@ -78,7 +78,7 @@ def answer_plainly(
     pixels = normalize_pixels(torch.from_numpy(np.stack(shown)), model.config.pixels)[None]
     coords = torch.from_numpy(np.stack([window.points_in_view(points) for window in windows]))
     asked = pixels, coords[None], torch.from_numpy(labels.copy())[None]
-    found = network(*asked, twice=True)
+    found = network(*asked)
     scores = found.iou_scores[0].numpy()
     best = int(scores.argmax())
     mask = windows[best].restore_mask(found.mask_logits[0, best].numpy(), (HEIGHT, WIDTH))

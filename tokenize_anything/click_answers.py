@@ -73,7 +73,6 @@ def _answer(
             pixels.unflatten(0, (len(windows), -1)),
             torch.from_numpy(np.array(coords)).to(model.device),
             torch.from_numpy(prompts.labels[:, :num_points].copy()).to(model.device),
-            twice=True,
         )
     scores, best = outputs.iou_scores.max(dim=1)
     logits = outputs.mask_logits[torch.arange(len(best)), best.cpu()].float().cpu().numpy()

@@ -17,10 +17,8 @@ from tokenize_anything.config import TAPConfig
 from tokenize_anything.modeling.layers import MLP, PredictionHead
 from tokenize_anything.modeling.view_encoder import (
     ViewEncoder,
-    add_mirrored,
     conv_norm,
     decode_levels,
-    mean_of_both,
     pool_levels,
 )
 from tokenize_anything.modeling.view_segmenter import (
@@ -93,9 +91,7 @@ class ClickSegmenter(ViewEncoder):
         told = self.mixer(means.flatten(1)).unflatten(1, (NUM_WINDOWS, -1))
         return x + told.flatten(0, 1)[..., None, None]
 
-    def forward(
-        self, pixels: Tensor, coords_xy: Tensor, labels: Tensor, *, twice: bool = False
-    ) -> ClickOutputs:
+    def forward(self, pixels: Tensor, coords_xy: Tensor, labels: Tensor) -> ClickOutputs:
         """Answer prompts of clicks.
 
         Args:
@@ -103,19 +99,14 @@ class ClickSegmenter(ViewEncoder):
                 as large as the one before.
             coords_xy: (R,P,N,2) pixels of each window, also beyond it.
             labels: (R,N) point labels; no box.
-            twice: look at everything flipped left to right too, and take the mean of both.
         """
         side = pixels.shape[-1]
         all_labels = labels[:, None].expand(-1, NUM_WINDOWS, -1).flatten(0, 1)
         pixels = pixels.flatten(0, 1)
         maps = draw_prompt_maps(coords_xy.flatten(0, 1), all_labels, side)
-        if twice:
-            pixels, maps = add_mirrored(pixels), add_mirrored(maps)
         levels = decode_levels(self.up, self.encode(pixels, maps))
         logits = self.mask_head(levels[0])[:, 0]
         scores = self.iou_head(pool_levels(levels, logits.detach().sigmoid()))[:, 0].float()
-        if twice:
-            logits, scores = mean_of_both(logits, flip=True), mean_of_both(scores)
         return ClickOutputs(
             logits.unflatten(0, (-1, NUM_WINDOWS)), scores.unflatten(0, (-1, NUM_WINDOWS))
         )
