@@ -145,13 +145,14 @@ def test_prompts_that_are_not_asked_stay_blank(asked: Sequence[int]) -> None:
 
 
 def test_every_prompt_is_asked_once_on_the_whole_photo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A click by the box of its mask, the others as they are."""
+    """A click by the box of its mask, the others as they are; masks come from the networks."""
     predictor, prompts = tiny_predictor(zoom=0.5, **SIZES), make_mixed_prompts(HEIGHT, WIDTH)
     asked: list[int] = []
     plain = region_decoding.decode_chunks
 
     def count(model: Any, encoded: Any, some: Any, **kwargs: Any) -> Any:
         asked.append(len(some))
+        assert not kwargs["with_masks"]
         return plain(model, encoded, some, **kwargs)
 
     monkeypatch.setattr(region_decoding, "decode_chunks", count)

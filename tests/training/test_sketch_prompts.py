@@ -18,7 +18,7 @@ from tokenize_anything.checkpoints import save_model
 from tokenize_anything.companions import Companions
 from tokenize_anything.data.prompt_sampling import PromptSamplingConfig
 from tokenize_anything.data.view_dataset import ViewBatch, ViewSamplingConfig
-from tokenize_anything.training import sketch_prompts
+from tokenize_anything.training import sketch_prompts, view_training
 from tokenize_anything.training.sketch_prompts import LENGTH, MAX_SHIFT, draw_sketches
 from tokenize_anything.training.view_config import ViewConfig
 from tokenize_anything.training.view_training import ViewTrainer
@@ -66,8 +66,14 @@ def test_lines_are_bent_to_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
                                rtol=0)  # fmt: skip
     share = away.norm(dim=-1) / along.norm(dim=-1)[:, None]
     assert 0.2 < float(share.max()) <= 0.25 + 1e-4
+    monkeypatch.undo()
+    monkeypatch.setattr(sketch_prompts, "PERIODS", (0.3, 0.5))  # arcs, to one side each
+    arcs, _ = draw(fill_box())
+    away = arcs - straight
     turn = along[:, None, 0] * away[..., 1] - along[:, None, 1] * away[..., 0]
-    assert (turn > 1).any() and (turn < -1).any()
+    lefts, rights = (turn > -1e-2).all(dim=1), (turn < 1e-2).all(dim=1)
+    assert (lefts | rights).all()
+    assert 0.4 < lefts.float().mean() < 0.6 and 0.4 < rights.float().mean() < 0.6
 
 
 def test_clicks_lie_in_the_view() -> None:
@@ -143,6 +149,28 @@ def test_sketches_take_the_place_of_clicks_on_boxes(trainers: dict[float, ViewTr
             x, y = coords[row, :9].round().long().T
             outside += int((~batch.masks[row, y, x]).sum())
     assert outside > 0
+
+
+def test_lines_that_miss_give_way_to_clicks(
+    trainers: dict[float, ViewTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others come as they were drawn."""
+    drawn = torch.arange(18.0).reshape(9, 2)
+
+    def draw_known(boxes: Tensor, masks: Tensor, _: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(len(boxes))
+        return drawn + rows[:, None, None], rows % 2 == 0
+
+    monkeypatch.setattr(view_training, "draw_sketches", draw_known)
+    batch, coords, _ = clicks_of(trainers[1.0], 0)
+    rows = torch.nonzero(batch.is_box & batch.has_mask).flatten().tolist()
+    assert {row % 2 for row in rows} == {0, 1}
+    for row in rows:
+        if row % 2 == 0:
+            assert torch.equal(coords[row, :9], drawn + row)
+        else:
+            x, y = coords[row, :9].round().long().T
+            assert batch.masks[row, y, x].all()
 
 
 def test_some_steps_draw_sketches(trainers: dict[float, ViewTrainer]) -> None:

@@ -15,7 +15,7 @@ from tokenize_anything.prompts import NUM_SKETCH_POINTS
 
 LENGTH = (0.3, 1.2)  # of what a line spans of each side of the box
 MAX_SHIFT = 0.12  # of its middle, of the box's sides
-MAX_BEND = 0.25  # amplitude of the sine that bends it, of its length
+MAX_BEND = 0.25  # amplitude of the sine that bends it to either side, of its length
 PERIODS = (0.2, 1.2)  # of that sine
 MIN_INSIDE = 0.3  # share of the clicks in the region; lines with fewer are no sketches of it
 
@@ -48,7 +48,7 @@ def draw_sketches(
     across = torch.stack([-along[:, 1], along[:, 0]], dim=1)  # as long as the line
     steps = torch.arange(1, NUM_SKETCH_POINTS + 1, device=device) / (NUM_SKETCH_POINTS + 1)
     phase = 2 * math.pi * uniform(*PERIODS, 1) * steps
-    bend = uniform(0, MAX_BEND, 1) * torch.sin(phase)
+    bend = uniform(-MAX_BEND, MAX_BEND, 1) * torch.sin(phase)
     clicks = (
         middle[:, None]
         + (steps - 0.5)[:, None] * along[:, None]

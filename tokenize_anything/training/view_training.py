@@ -139,8 +139,10 @@ class ViewTrainer(PartTrainer[ViewConfig, ViewBatch]):
     ) -> SampledPrompts:
         """Clicks on the truth; in some steps those of a sketch, where it shows the region."""
         probability = self.config.sketch_probability
-        coin = torch.rand((), generator=generator, device=self.device) if probability else 1.0
-        if not coin < probability:
+        draws_sketches = probability > 0 and bool(
+            torch.rand((), generator=generator, device=self.device) < probability
+        )
+        if not draws_sketches:
             return self.sampler.clicks(batch.masks, generator, num_clicks)
         clicks = self.sampler.clicks(batch.masks, generator, NUM_SKETCH_POINTS)
         sketches, are_good = draw_sketches(batch.boxes_xyxy, batch.masks, generator)
