@@ -13,7 +13,8 @@ from typing import Any, Literal
 NUM_MASK_SLOTS = 4
 # fields of TAPConfig that are no positive integers
 _NOT_SIZES = (
-    "pixels", "zoom", "view_dim", "view_corrects", "namer_size", "wide_size", "click_size",
+    "pixels", "zoom", "view_dim", "view_corrects", "namer_size", "namer_dim", "wide_size",
+    "click_size",
 )  # fmt: skip
 
 
@@ -58,10 +59,10 @@ class TAPConfig:
     a share of the view's side; 0 for models that look once. `view_dim` is the width of the network
     that outlines regions in views of `view_size` pixels (`modeling.view_segmenter`), 0 for none;
     `view_corrects` says whether it is shown the mask that clicks correct. `namer_size` is the side
-    of the views of another one of that width that names regions (`modeling.view_namer`), 0 for
-    none; `wide_size` the side of a second, wider view of that one, 0 for none. `click_size` is the
-    side of the windows of a network of that width that answers clicks
-    (`modeling.click_segmenter`), 0 for none.
+    of the views of another one that names regions (`modeling.view_namer`), 0 for none; `namer_dim`
+    its width, 0 for `view_dim`; `wide_size` the side of a second, wider view of that one, 0 for
+    none. `click_size` is the side of the windows of a network of width `view_dim` that answers
+    clicks (`modeling.click_segmenter`), 0 for none.
     """
 
     image_size: int = 1024
@@ -85,6 +86,7 @@ class TAPConfig:
     view_size: int = 128
     view_corrects: bool = False
     namer_size: int = 0
+    namer_dim: int = 0
     wide_size: int = 0
     click_size: int = 0
     pixels: PixelConfig = dataclasses.field(default_factory=PixelConfig)
@@ -135,6 +137,10 @@ class TAPConfig:
             (not self.namer_size or bool(self.view_dim),
              f"namer_size must be 0 where view_dim is 0 (`tap train views` comes first), got "
              f"{self.namer_size!r}"),
+            (type(self.namer_dim) is int and self.namer_dim >= 0,
+             f"namer_dim must be a whole number of at least 0, got {self.namer_dim!r}"),
+            (not self.namer_dim or bool(self.namer_size),
+             f"namer_dim must be 0 where namer_size is 0, got {self.namer_dim!r}"),
             (type(self.wide_size) is int and self.wide_size >= 0 and self.wide_size % 32 == 0,
              f"wide_size must be 0 or a multiple of 32, got {self.wide_size!r}"),
             (not self.wide_size or bool(self.namer_size),

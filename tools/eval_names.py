@@ -1,4 +1,4 @@
-"""Names that were found beside the true ones, and a few examples of each; for eval_downstream."""
+"""Names that were found beside the true ones; for eval_downstream and the curves of tap_tiny."""
 
 from __future__ import annotations
 
@@ -23,3 +23,18 @@ def accuracies(subject: str, found: list[str], names: np.ndarray) -> Iterator[Ro
         "mean of names' top-1",
         np.mean([is_right[names == n].mean() for n in set(names)]),
     )
+
+
+def vocabulary_rows(subject: str, log_probs: np.ndarray, names: np.ndarray) -> Iterator[Row]:
+    """Of (R,K) and true rows (R,), -1 for names that are not in the vocabulary and count as wrong.
+
+    How often the first, and one of the first five, is right, of all names and of those in it.
+    """
+    is_right = np.argsort(-log_probs) == names[:, None]
+    for kind, rows in (("of those in the vocabulary, ", names >= 0), ("", names >= -1)):
+        for count in (1, 5):
+            yield (
+                subject,
+                f"concept top-{count} {kind}val",
+                is_right[rows, :count].any(axis=1).mean(),
+            )

@@ -289,7 +289,8 @@ def test_models_say_how_wide_the_second_view_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "name"), [(tiny_config(view_dim=3), "namer_size"), (CONFIG, "wide_size")]
+    ("config", "name"),
+    [(tiny_config(view_dim=3), "namer_size"), (CONFIG, "wide_size"), (CONFIG, "namer_dim")],
 )
 def test_configurations_from_before_have_none(config: TAPConfig, name: str) -> None:
     values = json.loads(config.to_json())
@@ -309,6 +310,9 @@ def test_configurations_from_before_have_none(config: TAPConfig, name: str) -> N
             {"view_dim": 0},
             "namer_size must be 0 where view_dim is 0 (`tap train views` comes first), got 64",
         ),
+        ({"namer_dim": -1}, "namer_dim must be a whole number of at least 0, got -1"),
+        ({"namer_dim": 3.0}, "namer_dim must be a whole number of at least 0, got 3.0"),
+        ({"namer_size": 0, "namer_dim": 5}, "namer_dim must be 0 where namer_size is 0, got 5"),
         ({"wide_size": 100}, "wide_size must be 0 or a multiple of 32, got 100"),
         ({"wide_size": -32}, "wide_size must be 0 or a multiple of 32, got -32"),
         ({"wide_size": 64.0}, "wide_size must be 0 or a multiple of 32, got 64.0"),

@@ -27,6 +27,7 @@ from tests.training.tiny_runs import embed_by_hash
 from tokenize_anything import TAPPredictor
 from tokenize_anything.checkpoints import save_model
 from tokenize_anything.cli import main
+from tokenize_anything.modeling import ViewNamer
 from tokenize_anything.training.config import DataConfig, load_config, save_config
 from tokenize_anything.training.naming_config import NameSamplingConfig, NamingConfig
 from tokenize_anything.training.naming_training import NamerTrainer
@@ -147,6 +148,26 @@ def test_an_existing_namer_goes_on(make_config: Any, trained_path: Path) -> None
     assert not goes_on(make_config(model=trained_path, fresh=True))
 
 
+@BOTH
+def test_a_namer_has_a_width_of_its_own(
+    make_config: Any, tmp_path: Path, sizes: dict[str, int]
+) -> None:
+    """One of another width than the segmenter's starts from noise; written, it goes on."""
+    path = NamerTrainer(make_config(namer_dim=3, **sizes), embed_by_hash).run()
+    model = load(path)
+    assert model.config.namer_dim == 3 and model.view_namer is not None
+    assert model.view_namer.dims == [3, 6, 12, 24, 24] and model.view_segmenter is not None
+    assert model.view_segmenter.dims[0] == model.config.view_dim == 5
+    after = {"output": tmp_path / "again", "model": path, **sizes}
+    assert goes_on(make_config(**after)) and goes_on(make_config(namer_dim=3, **after))
+    other = NamerTrainer(make_config(namer_dim=2, **after), embed_by_hash)
+    assert isinstance(other.part, ViewNamer) and other.part.dims[0] == 2
+    predictor = TAPPredictor.from_pretrained(path, device="cpu")
+    image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    found = predictor.predict_mask_concept_caption(image, boxes=[[7, 9, 31, 40]])
+    assert np.isfinite(found.semantic_embeddings).all()
+
+
 def test_a_namer_that_looks_once_learns_to_look_twice(make_config: Any, trained_path: Path) -> None:
     """It begins with the same loss, and what it knows goes into both looks."""
     source = load(trained_path).view_namer
@@ -250,6 +271,7 @@ def test_half_precision_runs(make_config: Any) -> None:
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
         ({"namer_size": 0}, "namer_size: expected at least 1, got 0"),
         ({"namer_size": 100}, "namer_size: expected a multiple of 32, got 100"),
+        ({"namer_dim": -1}, "namer_dim: expected at least 0, got -1"),
         ({"view_size": 40}, "view_size: expected a multiple of 32, got 40"),
         ({"view_size": -32}, "view_size: expected a multiple of 32, got -32"),
         ({"box_only_weight": 0.0}, "box_only_weight: expected more than 0, got 0"),

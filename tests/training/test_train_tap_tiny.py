@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from tokenize_anything.training.config import (
     load_config,
 )
 from tokenize_anything.training.naming_config import NamingConfig
+from tokenize_anything.training.relative_paths import resolve_paths
 from tokenize_anything.training.view_config import ViewConfig
 from tokenize_anything.weight_rounding import MIN_ROUNDED_ELEMENTS
 
@@ -44,7 +46,8 @@ def tool() -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     yield module
     sys.path.remove(str(TOOL.parent))
-    sys.modules.pop("pack_tap_tiny", None)
+    for name in ("pack_tap_tiny", "recipe_files"):
+        sys.modules.pop(name, None)
 
 
 def test_the_committed_phases_follow_each_other(tool: ModuleType) -> None:
@@ -152,7 +155,8 @@ def test_all_phases_run_and_are_packed_into_one_file(
     write_photos(data)
     write_recipe(tmp_path / "configs", data, out)
     monkeypatch.setattr(tool, "embed_texts_cached", lambda texts, path: embed_by_hash(texts))
-    packed = tool.train(data, out, tmp_path / "configs")
+    recipe = tool.Recipe(tmp_path / "configs", data, out)
+    packed = tool.train(recipe)
     assert packed == out / "tap_tiny.safetensors"
     model = load_model(packed, device="cpu", dtype="float32")
     companions = find_companions(packed, packed, None, model.config.vocabulary_size)
@@ -189,6 +193,31 @@ def test_all_phases_run_and_are_packed_into_one_file(
         assert {"view_segmenter", "click_segmenter"} <= changed, path
     learnt = {name for name in changed_since("c/model.safetensors") if "decoder." in name}
     assert "image_decoder.semantic_head" in learnt
-    tool.train(data, out, tmp_path / "configs")  # all is finished already
+    tool.train(recipe)  # all is finished already
     again = load_model(packed, device="cpu", dtype="float32").state_dict()
     assert all(torch.equal(value, again[name]) for name, value in state.items())
+
+
+def test_a_recipe_seen_through_with_fewer_steps(tool: ModuleType) -> None:
+    """All that counts steps shrinks alike, whatever kind the phase is of; nothing else changes."""
+    data, out = Path("/photos"), Path("/runs")
+    whole, part = (tool.Recipe(tool.CONFIGS, data, out, share) for share in (1.0, 0.01))
+    assert whole.phases("stage1?") == [f"stage1{x}" for x in "abcdefghijklmn"]
+    assert whole.phases("names?") == [f"names{x}" for x in "abcde"]
+    kinds = {"stage1a": PretrainConfig, "captions": CaptionConfig, "views": ViewConfig}
+    for phase, kind in (kinds | {"clicksa": ClickConfig, "namese": NamingConfig}).items():
+        full, short = (recipe.read(kind, phase) for recipe in (whole, part))
+        values = load_config(kind, tool.CONFIGS / f"tap_tiny_{phase}.yaml")
+        assert full == resolve_paths(values, data, out)
+        assert full.output_folder == f"/runs/{phase}"
+        assert short.num_steps == math.ceil(full.num_steps / 100)
+        assert short.optimizer.warmup_steps == math.ceil(full.optimizer.warmup_steps / 100) >= 1
+        steps = {"num_steps": full.num_steps, "optimizer": full.optimizer}
+        if kind is PretrainConfig:
+            assert (full.stop_step, short.stop_step) == (1500, 15)
+            steps["stop_step"] = full.stop_step
+        assert dataclasses.replace(short, **steps) == full
+    for share in (0, -0.5, 1.01):
+        message = f"share: expected more than 0 and at most 1, got {share}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            tool.Recipe(tool.CONFIGS, data, out, share).read(PretrainConfig, "stage1a")

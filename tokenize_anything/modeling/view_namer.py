@@ -35,9 +35,10 @@ class ViewNamer(ViewEncoder):
     """
 
     def __init__(self, config: TAPConfig, dropout: float = 0.0) -> None:
-        super().__init__(config.view_dim, NUM_REGION_MAPS)
+        width = config.namer_dim or config.view_dim
+        super().__init__(width, NUM_REGION_MAPS)
         self.dropout = dropout
-        self.wide = ViewEncoder(config.view_dim, 1) if config.wide_size else None
+        self.wide = ViewEncoder(width, 1) if config.wide_size else None
         num_looks = 1 if self.wide is None else 2
         self.token_head = nn.Linear(num_looks * self.pooled_dim, config.decoder_dim)
         self.semantic_head = PredictionHead(config.decoder_dim, HEAD_DIM, config.semantic_dim)

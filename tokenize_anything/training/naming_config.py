@@ -59,6 +59,8 @@ class NamingConfig(PartConfig):
     Where `init_from` has a segmenter and no namer, the namer starts with what both networks have.
 
     namer_size: side of a view at inference, see `TAPConfig`.
+    namer_dim: width of the network; 0 for that of the namer of `init_from`, or of its segmenter.
+        One of another width starts from noise.
     view_size: side of a view in this run, pixels, 0 for the same; small ones are fast at first.
     crop_size: side of the crops that are kept in memory, 3 bytes a pixel.
     wide_size: side of a second, wider view, see `TAPConfig`.
@@ -74,6 +76,7 @@ class NamingConfig(PartConfig):
     """
 
     namer_size: int = 96
+    namer_dim: int = 0
     view_size: int = 0
     crop_size: int = 160
     wide_size: int = 0
@@ -88,6 +91,8 @@ class NamingConfig(PartConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_counts(self, ("namer_size", "crop_size", "wide_crop_size", "batch_size"))
+        if self.namer_dim < 0:
+            raise ValueError(f"namer_dim: expected at least 0, got {self.namer_dim}")
         require_fractions(self, ("box_only_weight", "dropout", "distill_share"))
         if not self.box_only_weight:
             raise ValueError("box_only_weight: expected more than 0, got 0")

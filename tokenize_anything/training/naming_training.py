@@ -18,6 +18,7 @@ from tokenize_anything.modeling.folded_views import fold_network
 from tokenize_anything.training import losses
 from tokenize_anything.training.named_views import (
     Looks,
+    NamedViews,
     RegionCrops,
     choose_windows,
     crop_regions,
@@ -67,19 +68,31 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
         """
         config = self.config
         sizes = {"namer_size": config.namer_size, "wide_size": config.wide_size}
+        if config.namer_dim:
+            sizes["namer_dim"] = config.namer_dim
         model, goes_on = start_model(config, self.PART, **sizes)
         assert model.view_namer is not None and model.view_segmenter is not None
         if not goes_on and not config.fresh:
             source = load_model(config.init_from, device="cpu", dtype="float32")
-            start_namer(model.view_namer, source.view_namer or model.view_segmenter)
+            network = source.view_namer or model.view_segmenter
+            if network.dims == model.view_namer.dims:
+                start_namer(model.view_namer, network)
         model.view_namer.dropout = config.dropout
         return model
 
     def prepare(self, data: TrainingData) -> None:
-        """Cut out and outline all named regions, and decode their boxes."""
+        """Make views and teachers, and weigh the regions."""
         config = self.config
         self.teacher = self.make_teacher(data)
         self.advisers = load_advisers(config, self.model)
+        self.views = self.make_views(data)
+        counts = torch.bincount(self.views.names)[self.views.names].float()
+        self.weights = torch.where(self.views.has_mask, 1.0, config.box_only_weight)
+        self.weights = self.weights * counts**-config.views.rarity_power
+
+    def make_views(self, data: TrainingData) -> NamedViews:
+        """Cut out and outline all named regions, and decode their boxes."""
+        config = self.config
         records = choose_records(data.records, config.max_images)
         names = self.teacher.vocabulary.names
         views = crop_regions(
@@ -89,10 +102,7 @@ class NamerTrainer(PartTrainer[NamingConfig, NamedBatch]):
         views = outline_crops(self.model, views, self.autocast())
         with self.autocast():
             tokens = named_tokens(self.model.eval(), records, data.texts, names)
-        self.views = dataclasses.replace(views, tokens=tokens)
-        counts = torch.bincount(self.views.names)[self.views.names].float()
-        self.weights = torch.where(self.views.has_mask, 1.0, config.box_only_weight)
-        self.weights = self.weights * counts**-config.views.rarity_power
+        return dataclasses.replace(views, tokens=tokens)
 
     def batches(self) -> Iterator[NamedBatch]:
         """Views of regions drawn at random, with replacement."""
