@@ -85,7 +85,13 @@ def decode_source(
 
 
 def decode_closely(
-    model: TAP, encoded: EncodedImage, prompts: PointPrompts, *, chunk: int, zoom: float | None
+    model: TAP,
+    encoded: EncodedImage,
+    prompts: PointPrompts,
+    *,
+    chunk: int,
+    zoom: float | None,
+    with_names: bool = True,
 ) -> DecodedImage:
     """Decode prompts on the whole photo, then those of small regions again in views of their own.
 
@@ -98,6 +104,7 @@ def decode_closely(
         chunk: regions decoded at once on the whole photo.
         zoom: share of a view's side that the long side of a region fills; 0 for no second look,
             None for what the model's configuration says.
+        with_names: False leaves out what a view namer adds to tokens and embeddings.
 
     Raises:
         ValueError: a second look was asked for, and `encoded` does not hold its photo.
@@ -127,7 +134,7 @@ def decode_closely(
             rows = np.array(lost)
             tell_prompts(model, encoded, prompts[rows], rows, first, chunk=chunk)
     _join_embeddings(outlines, first)
-    if model.view_namer is not None:
+    if with_names and model.view_namer is not None:
         is_box = np.flatnonzero(prompts.is_box).tolist()
         boxes = {row: prompts.coords_xy[row, :2].reshape(4) for row in is_box}
         write_names(model, encoded.rgb, first, boxes)

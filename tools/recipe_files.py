@@ -40,6 +40,8 @@ class Recipe:
 def shorten(config: Config, share: float) -> Config:
     """A configuration with a share in (0, 1] of the steps, of the warm-up too, at least one each.
 
+    Fewer steps are not compiled, which would take longer than they do.
+
     Raises:
         ValueError: another share.
     """
@@ -50,6 +52,8 @@ def shorten(config: Config, share: float) -> Config:
         value = getattr(config, field.name)
         if field.name in ("num_steps", "stop_step", "warmup_steps") and value:
             changes[field.name] = math.ceil(share * value)
+        elif field.name == "compile_model":
+            changes[field.name] = value and share == 1
         elif field.name == "optimizer":
             changes[field.name] = shorten(value, share)
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.tiny_predictor import make_mixed_prompts, make_photo, tiny_predictor
 from tokenize_anything import PointPrompts
-from tokenize_anything.evaluation.answers import decode_prompts
+from tokenize_anything.evaluation.answers import decode_prompts, second_look
+from tokenize_anything.evaluation.rule_predictor import RulePredictor, draw_filled_box
+from tokenize_anything.region_decoding import decode_image
 
 HEIGHT, WIDTH = 149, 211
 SMALL = PointPrompts.from_boxes([[101.0, 53.0, 124.0, 72.0]])
@@ -29,3 +32,24 @@ def test_as_the_predictor_answers(zoom):
     without = decode_prompts(predictor, encoded, prompts, with_masks=False)
     assert without.masks.shape == (0, HEIGHT, WIDTH)
     assert without.semantic_tokens.equal(found.semantic_tokens)
+
+
+def test_masks_can_do_without_names():
+    """Nothing but tokens and embeddings changes, and those are the first look's."""
+    predictor = tiny_predictor(zoom=0.5, view_dim=3, view_size=32, namer_size=32)
+    encoded = predictor.encode_images(make_photo(HEIGHT, WIDTH))
+    named = decode_prompts(predictor, encoded, SMALL)
+    plain = decode_prompts(predictor, encoded, SMALL, with_names=False)
+    np.testing.assert_array_equal(plain.masks, named.masks)
+    assert plain.iou_scores.equal(named.iou_scores) and named.masks.any()
+    assert not plain.semantic_tokens.equal(named.semantic_tokens)
+    with torch.inference_mode():
+        first = decode_image(predictor.model, encoded, SMALL, chunk=1)
+    assert plain.semantic_tokens.equal(first.semantic_tokens)
+
+
+def test_models_that_look_twice_are_known():
+    twice = tiny_predictor(zoom=0.5)
+    assert second_look(twice) is twice.model
+    assert second_look(tiny_predictor()) is None
+    assert second_look(RulePredictor("box", draw_filled_box)) is None

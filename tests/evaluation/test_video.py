@@ -25,10 +25,12 @@ from tokenize_anything.evaluation.video_data import (
 )
 from tokenize_anything.evaluation.video_scores import score_clip, summarize
 from tokenize_anything.evaluation.video_tracking import (
+    LOWEST_CLAIM,
     FlowTracker,
     PromptTracker,
     StillTracker,
     TrackingConfig,
+    claim_pixels,
     fuse_masks,
     make_prompts,
     trusted_masks,
@@ -253,6 +255,26 @@ def test_prompting_follows_the_shapes(davis):
     found = dict(evaluate_video(box, read_davis(davis), protocol=protocol, config=QUIET))
     still = dict(evaluate_tracker(StillTracker, read_davis(davis), name="still", config=QUIET))
     assert found["J"] < still["J"] < 95
+
+
+def test_models_that_look_twice_do_so_at_each_frame(davis):
+    """Their masks are those of the predictor; of two that meet, the surer one gets the pixel."""
+    predictor = tiny_predictor(zoom=0.5, view_dim=3, view_size=32)
+    rgb = paint_frames(TRUTH["shapes"])[1]
+    encoded = predictor.encode_images(rgb)
+    prompts = make_prompts(TRUTH["shapes"][0][None] == [[[1]], [[2]]], TrackingConfig())
+    claims = claim_pixels(predictor, encoded, prompts)
+    found = predictor.predict_mask_concept_caption(encoded, prompts=prompts, captions=False)
+    np.testing.assert_array_equal(claims > 0, found.masks)
+    assert found.masks.any(axis=(1, 2)).all()
+    for claim, mask, score in zip(claims, found.masks, found.iou_scores, strict=True):
+        np.testing.assert_allclose(claim[mask], max(score, LOWEST_CLAIM), rtol=1e-5)
+    once = claim_pixels(tiny_predictor(), encoded, prompts)
+    assert len(np.unique(once[0])) > 100  # logits
+    tracker = PromptTracker(predictor)
+    tracker.start(paint_frames(TRUTH["shapes"])[0], TRUTH["shapes"][0])
+    labels = tracker.step(rgb)
+    np.testing.assert_array_equal(labels, fuse_masks(claims))
 
 
 def test_results_are_written_as_the_toolkit_reads_them_and_resume(davis, tmp_path):

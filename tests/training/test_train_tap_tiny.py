@@ -212,10 +212,11 @@ def test_a_recipe_seen_through_with_fewer_steps(tool: ModuleType) -> None:
         assert full.output_folder == f"/runs/{phase}"
         assert short.num_steps == math.ceil(full.num_steps / 100)
         assert short.optimizer.warmup_steps == math.ceil(full.optimizer.warmup_steps / 100) >= 1
-        steps = {"num_steps": full.num_steps, "optimizer": full.optimizer}
+        steps: dict[str, Any] = {"num_steps": full.num_steps, "optimizer": full.optimizer}
         if kind is PretrainConfig:
             assert (full.stop_step, short.stop_step) == (1500, 15)
-            steps["stop_step"] = full.stop_step
+            assert full.compile_model and not short.compile_model
+            steps |= {"stop_step": full.stop_step, "compile_model": True}
         assert dataclasses.replace(short, **steps) == full
     for share in (0, -0.5, 1.01):
         message = f"share: expected more than 0 and at most 1, got {share}"

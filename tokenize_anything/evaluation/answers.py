@@ -55,15 +55,18 @@ class PromptedPhoto:
 
 
 def answer_photos(
-    predictor: RegionModel, photos: Sequence[PromptedPhoto | None], *, with_masks: bool = True
+    predictor: RegionModel,
+    photos: Sequence[PromptedPhoto | None],
+    *,
+    with_masks: bool = True,
+    with_names: bool = True,
 ) -> list[DecodedImage | None]:
     """Encode photos together and decode the prompts of each; None answers None."""
+    wanted = {"with_masks": with_masks, "with_names": with_names}
     present = [photo for photo in photos if photo is not None]
     encoded = iter(predictor.encode_images([photo.rgb for photo in present]))
     return [
-        None
-        if photo is None
-        else decode_prompts(predictor, next(encoded), photo.prompts, with_masks=with_masks)
+        None if photo is None else decode_prompts(predictor, next(encoded), photo.prompts, **wanted)
         for photo in photos
     ]
 
@@ -74,6 +77,7 @@ def decode_prompts(
     prompts: PointPrompts,
     *,
     with_masks: bool = True,
+    with_names: bool = True,
 ) -> DecodedImage:
     """The routed outputs of prompts on one encoded photo, at most 256 decoded at once.
 
@@ -84,16 +88,17 @@ def decode_prompts(
         encoded: from its `encode_images`.
         prompts: original pixels.
         with_masks: False leaves the masks out; they are then (0,H,W).
+        with_names: False leaves out what a second look adds to tokens and embeddings alone.
 
     Returns:
         DecodedImage; vectors stay on the device of the predictor.
     """
-    model = getattr(predictor, "model", None)
-    if isinstance(model, TAP) and model.config.zoom:
+    if (model := second_look(predictor)) is not None:
         with torch.inference_mode():
             found = decode_closely(
-                model, encoded, prompts, chunk=MAX_REGIONS_AT_ONCE, zoom=model.config.zoom
-            )
+                model, encoded, prompts, chunk=MAX_REGIONS_AT_ONCE, zoom=model.config.zoom,
+                with_names=with_names,
+            )  # fmt: skip
         return found if with_masks else dataclasses.replace(found, masks=found.masks[:0])
     masks, columns = [], []
     for start in range(0, max(len(prompts), 1), MAX_REGIONS_AT_ONCE):
@@ -107,6 +112,12 @@ def decode_prompts(
     empty = np.zeros((0, *encoded.original_hw), bool)
     vectors = [torch.cat(column) for column in zip(*columns, strict=True)]
     return DecodedImage(np.concatenate([empty, *masks]), *vectors)
+
+
+def second_look(predictor: RegionModel) -> TAP | None:
+    """The network of a predictor whose model looks at small regions twice; None for all others."""
+    model = getattr(predictor, "model", None)
+    return model if isinstance(model, TAP) and model.config.zoom else None
 
 
 def split_rows(values: Sequence[Any] | np.ndarray, counts: Sequence[int]) -> list[Any]:

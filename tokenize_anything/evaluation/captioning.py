@@ -162,7 +162,7 @@ class CaptioningTask:
             draws = [self._generator(region.region_id).random(2) for region in photo.regions]
             return PointPrompts.from_points(self._points_between(photo, np.array(draws)))
         by_box = PointPrompts.from_boxes(boxes)
-        masks = decode_prompts(self.predictor, encoded, by_box).masks
+        masks = decode_prompts(self.predictor, encoded, by_box, with_names=False).masks
         prompts = [
             self._mask_prompt(mask, region.region_id) if mask.any() else by_box[row]
             for row, (mask, region) in enumerate(zip(masks, photo.regions, strict=True))

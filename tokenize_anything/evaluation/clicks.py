@@ -160,7 +160,7 @@ def click_and_refine(
         if len(active):
             count = click + 1
             prompts = PointPrompts.from_points(coords[active, :count], labels[active, :count])
-            masks[active] = decode_prompts(predictor, encoded, prompts).masks
+            masks[active] = decode_prompts(predictor, encoded, prompts, with_names=False).masks
         ious[:, click] = [
             iou_of(*count_overlap(mask, truth)) for mask, truth in zip(masks, truths, strict=True)
         ]

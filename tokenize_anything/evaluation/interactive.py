@@ -104,7 +104,7 @@ class _InteractiveTask:
 
     def answer(self, loaded: Sequence[PromptedPhoto | None]) -> list[DecodedImage | None]:
         """The routed masks."""
-        return answer_photos(self.predictor, loaded)
+        return answer_photos(self.predictor, loaded, with_names=False)
 
     def to_rows(
         self, item: WorkItem, loaded: Any, answer: DecodedImage | None

@@ -143,7 +143,9 @@ class RecognitionTask:
             "mask": PointPrompts.from_masks(np.stack(truths)),
         }
         for kind, masks in found.items():
-            masks[rows] = decode_prompts(self.predictor, encoded, prompts[kind]).masks
+            masks[rows] = decode_prompts(
+                self.predictor, encoded, prompts[kind], with_names=False
+            ).masks
         return found
 
     def _words(self, decoded: Sequence[DecodedImage]) -> tuple[list[Any], list[Any], list[Any]]:

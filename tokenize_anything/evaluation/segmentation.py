@@ -113,7 +113,7 @@ class _SegmentationTask:
 
     def answer(self, loaded: Sequence[PromptedPhoto | None]) -> list[DecodedImage | None]:
         """Masks of slot 0 and their predicted IoU."""
-        return answer_photos(self.predictor, loaded)
+        return answer_photos(self.predictor, loaded, with_names=False)
 
     def to_rows(
         self, item: WorkItem, loaded: Any, answer: DecodedImage | None

@@ -8,13 +8,15 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from tokenize_anything.evaluation.answers import RegionModel
+from tokenize_anything.evaluation.answers import RegionModel, decode_prompts, second_look
 from tokenize_anything.geometry import mask_iou, masks_to_boxes
 from tokenize_anything.image_transform import restore_logits
 from tokenize_anything.prompts import PointPrompts
+from tokenize_anything.region_decoding import EncodedImage
 
 VIDEO_PROMPTS = ("box", "points", "box_points")
 OVERLAP_LIMIT = 0.4
+LOWEST_CLAIM = 1e-6  # of a mask with a predicted IoU of 0 or less
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,9 @@ class PromptTracker:
         if not len(self.numbers):
             return np.zeros(rgb.shape[:2], np.uint8)
         encoded = self.predictor.encode_images(rgb)
-        prompts = make_prompts(self.memory, self.config)
-        outputs = self.predictor.decode_regions(encoded, prompts, all_slots=False)
-        logits = restore_logits(outputs.select(outputs.mask_logits), encoded.frame)
-        owners = fuse_masks(logits)
-        is_good = trusted_masks(logits > 0, self.config.overlap_limit)
+        claims = claim_pixels(self.predictor, encoded, make_prompts(self.memory, self.config))
+        owners = fuse_masks(claims)
+        is_good = trusted_masks(claims > 0, self.config.overlap_limit)
         fused = owners[None] == np.arange(1, len(self.numbers) + 1)[:, None, None]
         is_good &= fused.any(axis=(1, 2))
         self.memory = np.where(is_good[:, None, None], fused, self.memory)
@@ -125,10 +125,26 @@ def make_prompts(masks: np.ndarray, config: TrackingConfig) -> PointPrompts:
     return PointPrompts.from_boxes(boxes, points.coords_xy[:, :-1])
 
 
-def fuse_masks(logits: np.ndarray) -> np.ndarray:
-    """(R,H,W) logits to (H,W) int64 owners: 0 for none, else 1 + the row with the highest logit."""
-    best = logits.argmax(axis=0)
-    return np.where(logits.max(axis=0) > 0, best + 1, 0)
+def claim_pixels(
+    predictor: RegionModel, encoded: EncodedImage, prompts: PointPrompts
+) -> np.ndarray:
+    """How much each object wants each pixel of a frame (R,H,W), above 0 in its mask alone.
+
+    That is the logit, where a model looks once. One that looks twice at small regions makes their
+    masks in windows of their own, whose logits do not compare: its predicted IoU counts for a mask.
+    """
+    if second_look(predictor) is None:
+        outputs = predictor.decode_regions(encoded, prompts, all_slots=False)
+        return restore_logits(outputs.select(outputs.mask_logits), encoded.frame)
+    found = decode_prompts(predictor, encoded, prompts, with_names=False)
+    scores = found.iou_scores.float().cpu().numpy().clip(LOWEST_CLAIM)
+    return np.where(found.masks, scores[:, None, None], -1.0)
+
+
+def fuse_masks(claims: np.ndarray) -> np.ndarray:
+    """(R,H,W) claims to (H,W) int64 owners: 0 for none, else 1 + the row with the highest claim."""
+    best = claims.argmax(axis=0)
+    return np.where(claims.max(axis=0) > 0, best + 1, 0)
 
 
 def trusted_masks(masks: np.ndarray, overlap_limit: float) -> np.ndarray:
