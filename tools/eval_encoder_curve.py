@@ -3,7 +3,8 @@
     python tools/eval_encoder_curve.py --data DIR --out OUT --sizes 128x12 192x6 192x12
 
 DIR holds train.json, val.json and images/. One run per WIDTHxDEPTH, from noise, with a head for
-every 64 channels; what is finished in OUT is not done again.
+every 64 channels and as many steps as the configuration or `--steps` says; what is finished in OUT
+is not done again.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from tokenize_anything.training.relative_paths import resolve_paths
 CONFIG = Path(__file__).parent / "configs" / "curve_encoder.yaml"
 
 
-def with_encoder(config: PretrainConfig, size: str) -> PretrainConfig:
-    """The same run of an encoder of WIDTHxDEPTH."""
+def with_encoder(config: PretrainConfig, size: str, steps: int) -> PretrainConfig:
+    """A run of so many steps of an encoder of WIDTHxDEPTH, all else alike."""
     width, depth = map(int, size.split("x"))
     model = dataclasses.replace(
         config.model, encoder_dim=width, encoder_depth=depth, encoder_heads=width // 64,
         encoder_mlp_dim=4 * width,
     )  # fmt: skip
-    folder = str(Path(config.output_folder) / size)
-    return dataclasses.replace(config, model=model, output_folder=folder)
+    folder = str(Path(config.output_folder) / f"{size}_{steps}")
+    return dataclasses.replace(config, model=model, output_folder=folder, num_steps=steps)
 
 
 def main() -> None:
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the annotated photos")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--sizes", nargs="+", required=True, metavar="WIDTHxDEPTH")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--table", default="tools/eval_results/curves.csv")
     words = parser.parse_args()
     words.out.mkdir(parents=True, exist_ok=True)
@@ -52,12 +54,13 @@ def main() -> None:
     embed = functools.partial(embed_texts_cached, path=words.out / "text_embeddings.safetensors")
     images = read_true_images(words.data / "val.json", words.data / "images")
     for size in words.sizes:
-        path = Pretrainer(with_encoder(base, size), embed).run()
+        steps = words.steps or base.num_steps
+        path = Pretrainer(with_encoder(base, size, steps), embed).run()
         predictor = TAPPredictor.from_pretrained(
             path, concepts=path.with_name(CONCEPTS_FILE), device="cpu", dtype="bfloat16"
         )
         log_probs, names, by_box, _ = measure(predictor, images, with_clicks=False)
-        subject = f"encoder {size}, {base.num_steps} steps"
+        subject = f"encoder {size}, {steps} steps"
         parameters = sum(p.numel() for p in predictor.model.image_encoder.parameters()) / 1e6
         rows = [
             (subject, "parameters of the encoder, millions", parameters),

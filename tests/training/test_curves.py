@@ -122,11 +122,13 @@ def test_curve_of_encoders(
     monkeypatch.setattr(tool, "embed_texts_cached", lambda texts, path: embed_by_hash(texts))
     out, table = tmp_path / "out", tmp_path / "curves.csv"
     words = ["eval_encoder_curve.py", "--data", str(folder), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", [*words, "--table", str(table), "--sizes", "64x4", "128x8"])
+    monkeypatch.setattr(
+        sys, "argv", [*words, "--table", str(table), "--sizes", "64x4", "128x8", "--steps", "2"]
+    )
     tool.main()
     rows = read_table(table)
     assert {row["subject"] for row in rows} == {
-        f"encoder {size}, 1 steps" for size in ("64x4", "128x8")
+        f"encoder {size}, 2 steps" for size in ("64x4", "128x8")
     }
     sizes = []
     for row in rows:
@@ -135,6 +137,8 @@ def test_curve_of_encoders(
         else:
             assert 0 <= float(row["value"]) <= 1
     assert len(rows) == 12 and 0 < 3 * sizes[0] < sizes[1]
-    model = load_model(tmp_path / "out/curve_encoder/128x8/model.safetensors", device="cpu").config
+    model = load_model(
+        tmp_path / "out/curve_encoder/128x8_2/model.safetensors", device="cpu"
+    ).config
     assert (model.encoder_dim, model.encoder_depth, model.encoder_heads) == (128, 8, 2)
     assert model.encoder_mlp_dim == 512
