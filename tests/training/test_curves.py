@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.photos import write_photos
+from tests.data.photos import SHAPES, write_photos
 from tests.training.tiny_naming import save_outliner
 from tests.training.tiny_runs import MODEL, embed_by_hash
 from tokenize_anything.build import load_model
@@ -74,14 +74,21 @@ def test_curves_of_names(
     config = dataclasses.replace(config, init_from=str(start), crop_size=64, batch_size=5)
     save_config(dataclasses.replace(config, num_steps=50), tmp_path / "names.yaml")
     monkeypatch.setattr(tool, "CONFIG", tmp_path / "names.yaml")
-    monkeypatch.setattr(runs, "TEACHERS", {"minilm": embed_by_hash, "random": embed_by_hash})
-    prepared, make_views = [], runs.NamerTrainer.make_views
+    teachers = {"minilm": embed_by_hash, "random": lambda texts: -embed_by_hash(texts)}
+    monkeypatch.setattr(runs, "TEACHERS", teachers)
+    prepared, make_views, scored = [], runs.NamerTrainer.make_views, []
+    measure = runs.measure
 
     def count(trainer: Any, data: Any) -> Any:
         prepared.append(trainer.config.max_images)
         return make_views(trainer, data)
 
+    def look(predictor: Any, images: Any, **options: Any) -> Any:
+        scored.append(predictor.concepts.weights)
+        return measure(predictor, images, **options)
+
     monkeypatch.setattr(runs.NamerTrainer, "make_views", count)
+    monkeypatch.setattr(runs, "measure", look)
     out, table = tmp_path / "out", tmp_path / "curves.csv"
     words = ["eval_name_curve.py", "--data", str(folder), "--out", str(out), "--table", str(table)]
     more = ["--photos", "3", "--dims", "2", "--teachers", "random"]
@@ -96,6 +103,10 @@ def test_curves_of_names(
     }
     assert all(0 <= float(row["value"]) <= 1 for row in rows)
     assert prepared == [3, 0]
+    source = embed_by_hash([SOURCE_TEMPLATE.format(name) for name in SHAPES]).T
+    for weights, sign in zip(scored, (1, 1, -1), strict=True):  # each in its own concept space
+        scale = weights.norm(dim=0)
+        torch.testing.assert_close(weights / scale, sign * source)
     narrow = load_model(out / "namer_dim_2" / "model.safetensors", device="cpu")
     assert narrow.config.namer_dim == 2
 
