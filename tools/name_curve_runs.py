@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import csv
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from calibrate_fits import measure
+import torch
 from eval_names import Row, vocabulary_rows
 from text_teachers import TEACHERS
+from tqdm import tqdm
 
 from tokenize_anything import TAPPredictor
+from tokenize_anything.data.region_captions import name_to_caption
+from tokenize_anything.evaluation.caption_scores import cider
+from tokenize_anything.evaluation.region_truth import TrueRegion, load_true_images
 from tokenize_anything.semantic_sa1b.text_space import embed_texts_cached
 from tokenize_anything.training.named_views import NamedViews
 from tokenize_anything.training.naming_config import NamingConfig
 from tokenize_anything.training.naming_training import NamerTrainer
 from tokenize_anything.training.training_data import TrainingData
+
+FIRST_NAME_CIDER = "caption CIDEr of the first name, val"
 
 
 class CurveTrainer(NamerTrainer):
@@ -50,6 +57,41 @@ def score_names(trainer: CurveTrainer, images: list, subject: str) -> list[Row]:
     path = trainer.folder / "model.safetensors"
     predictor = TAPPredictor.from_pretrained(path, device="cpu", dtype="bfloat16")
     predictor.concepts = trainer.teacher.vocabulary
-    log_probs, names, *_ = measure(predictor, images, with_clicks=False)
+    log_probs, regions = name_boxes(predictor, images)
     first = subject, "accuracy, train, last 300 steps", float(np.mean(seen))
-    return [first, *vocabulary_rows(subject, log_probs, names)]
+    return [first, *name_rows(subject, log_probs, regions, predictor.concepts.names)]
+
+
+def name_boxes(predictor: TAPPredictor, images: list) -> tuple[np.ndarray, list[TrueRegion]]:
+    """Log-probabilities (R,K) of the concepts of all regions, asked by their boxes."""
+    log_probs, regions = [], []
+    for image in tqdm(load_true_images(images), total=len(images), mininterval=5):
+        if not image.regions:
+            continue
+        boxes = [region.box_xyxy for region in image.regions]
+        found = predictor.predict_mask_concept_caption(image.path, boxes=boxes, captions=False)
+        embeddings = torch.tensor(found.semantic_embeddings)
+        log_probs.append(predictor.concepts.log_probs(embeddings).numpy())
+        regions += image.regions
+    return np.concatenate(log_probs), regions
+
+
+def name_rows(
+    subject: str, log_probs: np.ndarray, regions: list[TrueRegion], names: Sequence[str]
+) -> list[Row]:
+    """How often names are right, and CIDEr of the first of K names with an article, as captions.
+
+    Args:
+        subject: of the rows.
+        log_probs: (R,K).
+        regions: R; those without a name count for captions alone.
+        names: K.
+    """
+    position = {name: row for row, name in enumerate(names)}
+    is_named = np.array([region.name is not None for region in regions])
+    truths = [position.get(region.name, -1) for region in regions if region.name is not None]
+    described = [row for row, region in enumerate(regions) if region.references]
+    captions = [name_to_caption(names[row]) for row in log_probs[described].argmax(axis=1)]
+    score = cider(captions, [regions[row].references for row in described])
+    known = vocabulary_rows(subject, log_probs[is_named], np.array(truths))
+    return [*known, (subject, FIRST_NAME_CIDER, score)]

@@ -20,11 +20,14 @@ from tests.training.tiny_naming import save_outliner
 from tests.training.tiny_runs import MODEL, embed_by_hash
 from tokenize_anything.build import load_model
 from tokenize_anything.concepts import SOURCE_TEMPLATE, TARGET_TEMPLATE
+from tokenize_anything.evaluation.caption_scores import cider
+from tokenize_anything.evaluation.region_truth import TrueRegion
 from tokenize_anything.training.config import PretrainConfig, load_config, save_config
 from tokenize_anything.training.naming_config import NamingConfig
 
 TOOLS = Path(__file__).parents[2] / "tools"
 CONFIGS = TOOLS / "configs"
+NEEDS_METRICS = "pycocoevalcap is not installed"
 IN_VOCABULARY = "of those in the vocabulary, "
 
 
@@ -64,10 +67,28 @@ def test_names_that_are_not_in_the_vocabulary_count_as_wrong(load_tool: Any) -> 
     }
 
 
+def test_first_names_as_captions(load_tool: Any) -> None:
+    """Regions without a name count for captions alone, those with neither for nothing."""
+    pytest.importorskip("pycocoevalcap", reason=NEEDS_METRICS)
+    runs, names = load_tool("name_curve_runs"), ["dog", "ox", "shoes"]
+    said, truths = (0, 1, 2, 1, 0), ("dog", "ox", "dog", None, None)
+    texts = (("a dog",), ("an ox",), ("a dog",), ("an ox", "a bull"), ())
+    regions = [
+        TrueRegion(i, None, (0, 0, 1, 1), name, references)
+        for i, (name, references) in enumerate(zip(truths, texts, strict=True))
+    ]
+    found = runs.name_rows("a", np.log(0.1 + np.eye(3)[list(said)]), regions, names)
+    values = {metric: value for _, metric, value in found}
+    captions = ["a dog", "an ox", "shoes", "an ox"]
+    assert values[runs.FIRST_NAME_CIDER] == pytest.approx(cider(captions, texts[:4]))
+    assert values["concept top-1 val"] == pytest.approx(2 / 3)
+
+
 def test_curves_of_names(
     load_tool: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row for each figure of each run; widths and teachers share the crops of all photos."""
+    pytest.importorskip("pycocoevalcap", reason=NEEDS_METRICS)
     tool, runs = load_tool("eval_name_curve"), load_tool("name_curve_runs")
     config = load_config(NamingConfig, CONFIGS / "curve_names.yaml")
     start = save_outliner(tmp_path / "start.safetensors")
@@ -77,18 +98,18 @@ def test_curves_of_names(
     teachers = {"minilm": embed_by_hash, "random": lambda texts: -embed_by_hash(texts)}
     monkeypatch.setattr(runs, "TEACHERS", teachers)
     prepared, make_views, scored = [], runs.NamerTrainer.make_views, []
-    measure = runs.measure
+    name_boxes = runs.name_boxes
 
     def count(trainer: Any, data: Any) -> Any:
         prepared.append(trainer.config.max_images)
         return make_views(trainer, data)
 
-    def look(predictor: Any, images: Any, **options: Any) -> Any:
+    def look(predictor: Any, images: Any) -> Any:
         scored.append(predictor.concepts.weights)
-        return measure(predictor, images, **options)
+        return name_boxes(predictor, images)
 
     monkeypatch.setattr(runs.NamerTrainer, "make_views", count)
-    monkeypatch.setattr(runs, "measure", look)
+    monkeypatch.setattr(runs, "name_boxes", look)
     out, table = tmp_path / "out", tmp_path / "curves.csv"
     words = ["eval_name_curve.py", "--data", str(folder), "--out", str(out), "--table", str(table)]
     more = ["--photos", "3", "--dims", "2", "--teachers", "random"]
@@ -96,12 +117,13 @@ def test_curves_of_names(
     tool.main()
     rows = read_table(table)
     subjects = ["names, max_images 3", "names, namer_dim 2", "names, teacher random"]
-    assert [row["subject"] for row in rows[::5]] == subjects and len(rows) == 15
-    assert {row["metric"] for row in rows[:5]} == {
+    assert [row["subject"] for row in rows[::6]] == subjects and len(rows) == 18
+    assert {row["metric"] for row in rows[:6]} == {
         "accuracy, train, last 300 steps",
+        runs.FIRST_NAME_CIDER,
         *(f"concept top-{k} {kind}val" for k in (1, 5) for kind in ("", IN_VOCABULARY)),
     }
-    assert all(0 <= float(row["value"]) <= 1 for row in rows)
+    assert all(0 <= float(row["value"]) <= 1 for row in rows if "CIDEr" not in row["metric"])
     assert prepared == [3, 0]
     source = embed_by_hash([SOURCE_TEMPLATE.format(name) for name in SHAPES]).T
     for weights, sign in zip(scored, (1, 1, -1), strict=True):  # each in its own concept space
