@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tokenize_anything.data.region_captions import name_to_caption
+from tokenize_anything.evaluation.caption_scores import cider
+from tokenize_anything.evaluation.region_truth import TrueRegion
+
 Row = tuple[str, str, float]  # subject, metric, value
+FIRST_NAME_CIDER = "caption CIDEr of the first name, val"
 
 
 def few_rows(names: np.ndarray, count: int) -> np.ndarray:
@@ -38,3 +43,24 @@ def vocabulary_rows(subject: str, log_probs: np.ndarray, names: np.ndarray) -> I
                 f"concept top-{count} {kind}val",
                 is_right[rows, :count].any(axis=1).mean(),
             )
+
+
+def name_rows(
+    subject: str, log_probs: np.ndarray, regions: list[TrueRegion], names: Sequence[str]
+) -> list[Row]:
+    """How often names are right, and CIDEr of the first of K names with an article, as captions.
+
+    Args:
+        subject: of the rows.
+        log_probs: (R,K).
+        regions: R; those without a name count for captions alone.
+        names: K.
+    """
+    position = {name: row for row, name in enumerate(names)}
+    is_named = np.array([region.name is not None for region in regions])
+    truths = [position.get(region.name, -1) for region in regions if region.name is not None]
+    described = [row for row, region in enumerate(regions) if region.references]
+    captions = [name_to_caption(names[row]) for row in log_probs[described].argmax(axis=1)]
+    score = cider(captions, [regions[row].references for row in described])
+    known = vocabulary_rows(subject, log_probs[is_named], np.array(truths))
+    return [*known, (subject, FIRST_NAME_CIDER, score)]

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
-from eval_names import Row, vocabulary_rows
+from eval_names import Row, name_rows
 from text_teachers import TEACHERS
 from tqdm import tqdm
 
 from tokenize_anything import TAPPredictor
-from tokenize_anything.data.region_captions import name_to_caption
-from tokenize_anything.evaluation.caption_scores import cider
 from tokenize_anything.evaluation.region_truth import TrueRegion, load_true_images
 from tokenize_anything.semantic_sa1b.text_space import embed_texts_cached
 from tokenize_anything.training.named_views import NamedViews
 from tokenize_anything.training.naming_config import NamingConfig
 from tokenize_anything.training.naming_training import NamerTrainer
 from tokenize_anything.training.training_data import TrainingData
-
-FIRST_NAME_CIDER = "caption CIDEr of the first name, val"
 
 
 class CurveTrainer(NamerTrainer):
@@ -74,24 +69,3 @@ def name_boxes(predictor: TAPPredictor, images: list) -> tuple[np.ndarray, list[
         log_probs.append(predictor.concepts.log_probs(embeddings).numpy())
         regions += image.regions
     return np.concatenate(log_probs), regions
-
-
-def name_rows(
-    subject: str, log_probs: np.ndarray, regions: list[TrueRegion], names: Sequence[str]
-) -> list[Row]:
-    """How often names are right, and CIDEr of the first of K names with an article, as captions.
-
-    Args:
-        subject: of the rows.
-        log_probs: (R,K).
-        regions: R; those without a name count for captions alone.
-        names: K.
-    """
-    position = {name: row for row, name in enumerate(names)}
-    is_named = np.array([region.name is not None for region in regions])
-    truths = [position.get(region.name, -1) for region in regions if region.name is not None]
-    described = [row for row, region in enumerate(regions) if region.references]
-    captions = [name_to_caption(names[row]) for row in log_probs[described].argmax(axis=1)]
-    score = cider(captions, [regions[row].references for row in described])
-    known = vocabulary_rows(subject, log_probs[is_named], np.array(truths))
-    return [*known, (subject, FIRST_NAME_CIDER, score)]

@@ -70,17 +70,17 @@ def test_names_that_are_not_in_the_vocabulary_count_as_wrong(load_tool: Any) -> 
 def test_first_names_as_captions(load_tool: Any) -> None:
     """Regions without a name count for captions alone, those with neither for nothing."""
     pytest.importorskip("pycocoevalcap", reason=NEEDS_METRICS)
-    runs, names = load_tool("name_curve_runs"), ["dog", "ox", "shoes"]
+    tool, names = load_tool("eval_names"), ["dog", "ox", "shoes"]
     said, truths = (0, 1, 2, 1, 0), ("dog", "ox", "dog", None, None)
     texts = (("a dog",), ("an ox",), ("a dog",), ("an ox", "a bull"), ())
     regions = [
         TrueRegion(i, None, (0, 0, 1, 1), name, references)
         for i, (name, references) in enumerate(zip(truths, texts, strict=True))
     ]
-    found = runs.name_rows("a", np.log(0.1 + np.eye(3)[list(said)]), regions, names)
+    found = tool.name_rows("a", np.log(0.1 + np.eye(3)[list(said)]), regions, names)
     values = {metric: value for _, metric, value in found}
     captions = ["a dog", "an ox", "shoes", "an ox"]
-    assert values[runs.FIRST_NAME_CIDER] == pytest.approx(cider(captions, texts[:4]))
+    assert values[tool.FIRST_NAME_CIDER] == pytest.approx(cider(captions, texts[:4]))
     assert values["concept top-1 val"] == pytest.approx(2 / 3)
 
 
@@ -120,7 +120,7 @@ def test_curves_of_names(
     assert [row["subject"] for row in rows[::6]] == subjects and len(rows) == 18
     assert {row["metric"] for row in rows[:6]} == {
         "accuracy, train, last 300 steps",
-        runs.FIRST_NAME_CIDER,
+        load_tool("eval_names").FIRST_NAME_CIDER,
         *(f"concept top-{k} {kind}val" for k in (1, 5) for kind in ("", IN_VOCABULARY)),
     }
     assert all(0 <= float(row["value"]) <= 1 for row in rows if "CIDEr" not in row["metric"])
